@@ -97,7 +97,7 @@ pub struct DeviceMemory {
     pub peak: u64,
 }
 
-/// What one process asked of the device, in order.
+/// One process's calls of the device, in order.
 #[derive(Clone, Debug, Default)]
 pub struct Trace {
     pub events: Vec<Event>,

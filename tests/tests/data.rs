@@ -59,7 +59,7 @@ fn must_convert(dir: &Path, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// What of a run does not depend on time: its figures and its weights.
+/// The parts of a run's result that do not depend on time: its figures and its weights.
 fn result(outcome: &Outcome) -> (Value, Vec<u8>, Vec<u8>) {
     let weights = |name: &str| fs::read(outcome.artifact(name).join("model.safetensors")).expect("weights");
     let mut rounds = outcome.json["rounds"].clone();

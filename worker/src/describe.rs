@@ -21,7 +21,7 @@ pub struct Description {
 #[derive(Debug, Serialize)]
 pub struct Library {
     path: PathBuf,
-    /// As the files beside it tell.
+    /// Version according to the library's package metadata.
     version: Option<String>,
 }
 

@@ -119,7 +119,7 @@ fn row(round: u32, sample: &v1::Sample, prompt: Option<&Value>, scores: &Scores)
         ("reward", score.or(sample.reward)),
         ("gold", sample.gold),
         ("kl", sample.kl),
-        // Of the completion, under the policy that generated it.
+        // Log-probability of the completion under the policy that generated it.
         ("log_prob", (!sample.log_probs.is_empty()).then(log_prob)),
     ];
     for (name, value) in figures {

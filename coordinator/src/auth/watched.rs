@@ -26,7 +26,7 @@ pub enum ConfigError {
     Invalid { path: PathBuf, reason: String },
 }
 
-/// Who may read a file.
+/// Access permissions that a file must have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Secrecy {
     Private,

@@ -245,7 +245,7 @@ fn ranks_are_on_as_few_hosts_as_have_room_and_those_of_a_host_follow_each_other(
         assert_eq!(agents(&cluster, count), expected, "{count} ranks");
     }
     assert!(find_free(&cluster, "cpu", 18).is_none());
-    // What is taken does not count, and a strike sets a host behind the others.
+    // Held devices do not count, and a strike moves a host behind the others.
     cluster.assign(&Placement { agent: "b".to_owned(), device: "cpu:2".to_owned() }, "s", at(0));
     assert_eq!(agents(&cluster, 3), "bbb");
     cluster.strike("a", AgentFault::NeverConnected, at(1));

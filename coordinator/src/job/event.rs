@@ -122,7 +122,7 @@ pub struct Submitted {
     /// When the request arrived, in milliseconds since the Unix epoch; 0 in logs of older versions.
     #[serde(default)]
     pub received_at: u64,
-    /// What was found in the data and the settings, bounded; missing in logs of older versions.
+    /// Warnings about the data and the settings, bounded; missing in logs of older versions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }

@@ -97,7 +97,7 @@ fn victims(queue: &Queue, pool: PoolId, demand: &Demand, need: usize, chosen: &[
             && !chosen.contains(running)
     };
     let mut candidates: Vec<Running> = queue.running.iter().filter(may).copied().collect();
-    // Of one priority the largest first, which makes them the fewest.
+    // Within a priority the largest job goes first, so that few jobs are preempted.
     candidates.sort_by_key(|running| (running.priority, usize::MAX - running.held, running.ran, running.job));
     let (mut taken, mut held) = (Vec::new(), 0);
     for (at, candidate) in candidates.iter().enumerate() {

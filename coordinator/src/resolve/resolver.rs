@@ -112,7 +112,7 @@ impl Children {
 
     fn take(&self) -> io::Result<Child> {
         let spare = self.spare().take();
-        // It may have ended meanwhile, for example for want of memory.
+        // It may have ended meanwhile, for example because memory ran out.
         match spare.and_then(|mut child| matches!(child.try_wait(), Ok(None)).then_some(child)) {
             Some(child) => Ok(child),
             None => self.config.start(),

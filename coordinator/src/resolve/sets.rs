@@ -68,7 +68,7 @@ impl<'a> Wanted<'a> {
     }
 }
 
-/// What holds for all sets of a job.
+/// Settings and budgets shared by all data sets of a job.
 struct Reading<'a> {
     max_bad_fraction: f64,
     budget: &'a mut Budget,

@@ -80,7 +80,7 @@ impl SourceCount {
         self.dropped.iter().any(|(reason, _)| reason.starts_with("min_") || reason.starts_with("max_"))
     }
 
-    /// What was left out because the job asks for it, in words.
+    /// A sentence on the rows that were left out because the job asks for it.
     pub(super) fn warning(&self) -> Option<String> {
         let asked: Vec<_> = self.dropped.iter().filter(|(reason, _)| ASKED.contains(reason)).collect();
         let total: u64 = asked.iter().map(|(_, rows)| rows).sum();

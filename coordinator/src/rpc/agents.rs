@@ -47,7 +47,7 @@ impl Agents for AgentsService {
     }
 }
 
-/// Who looks, and when.
+/// The caller's scope and the time of the call.
 struct View {
     scope: Scope,
     now: Now,

@@ -11,7 +11,7 @@ pub fn take_rank_message(message: rank_message::Message) -> Option<rank_message:
     let message = bounded_message(message);
     verify::check_form(&message).ok()?;
     if let rank_message::Message::Chunk(result) = &message {
-        // As the commit of a phase merges accepted sums.
+        // Committing a phase merges accepted sums in the same way.
         let mut all = result.moments.clone();
         stats::merge_moments(&mut all, &result.moments);
         let _ = stats::metrics(&all, result.calibration.as_ref());

@@ -29,7 +29,7 @@ const GRPC_WEB_PREFIX: &str = "application/grpc-web";
 const PRIVATE_DOMAINS: [&str; 7] =
     ["localhost", "local", "internal", "lan", "home.arpa", "test", "cluster.local"];
 
-/// What tells pages of the coordinator from others.
+/// Tells requests of the coordinator's own pages from those of other sites.
 #[derive(Debug, Clone)]
 pub(super) struct Origins {
     /// Whether callers prove who they are. Otherwise a page that reaches the port is an admin.

@@ -384,7 +384,7 @@ mod tests {
             (response.warnings, response.job.unwrap().warnings)
         };
         assert_eq!(told(None), (vec![kept.clone()], vec![kept.clone()]));
-        // What the workers had at the time is no property of the job.
+        // A shortage of devices at submission is no property of the job.
         let shortage = "resources.ranks: the job wants 8";
         assert_eq!(told(Some(shortage)), (vec![kept.clone(), shortage.to_owned()], vec![kept.clone()]));
         assert!(existing(found(), "r", "other", None).is_err());

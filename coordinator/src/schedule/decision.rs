@@ -100,7 +100,7 @@ impl StepTaken {
     }
 }
 
-/// What a step took of a rank.
+/// Work and time of one training step on one rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepUsage {
     pub work: Work,

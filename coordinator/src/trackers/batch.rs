@@ -1,4 +1,4 @@
-//! What trackers are given.
+//! Batches of metrics and facts to deliver to a tracker.
 
 use foil_common::spec::Tracker;
 use foil_proto::v1;
@@ -9,7 +9,7 @@ use super::samples::Completions;
 use super::source::Ending;
 use crate::job::JobState;
 
-/// What trackers show of a job as a whole.
+/// Facts about the whole job that trackers show.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct JobFacts {
     pub(super) id: String,

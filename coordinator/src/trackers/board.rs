@@ -1,4 +1,4 @@
-//! What deliveries say of themselves, for users who ask.
+//! The status that deliveries report to users.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,7 +23,7 @@ pub(super) struct State {
 #[derive(Debug, Clone, Default)]
 pub struct Board(Arc<Mutex<HashMap<(String, Tracker), State>>>);
 
-/// What is left in the store of a delivery that is complete.
+/// The record in the store of a completed delivery.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Receipt {
     pub(super) phases: u32,

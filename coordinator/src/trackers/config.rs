@@ -62,7 +62,7 @@ impl fmt::Debug for Pem {
     }
 }
 
-/// What a server knows the coordinator by.
+/// Credentials with which the coordinator authenticates to a tracking server.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum Credential {
     Token(String),

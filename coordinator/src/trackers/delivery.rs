@@ -23,7 +23,7 @@ use crate::rpc::results::Feed;
 /// Number of points that are held in memory; more are sent in several batches.
 const WINDOW: usize = 20_000;
 
-/// What a delivery works with.
+/// Dependencies of a delivery.
 #[derive(Debug, Clone)]
 pub(super) struct Context {
     pub(super) driver: Handle,
@@ -51,7 +51,7 @@ enum Sink {
     Mlflow(Run),
 }
 
-/// A delivery in progress. One that failed is dropped, and the next one asks anew what has arrived.
+/// A delivery in progress. After a failure it is dropped, and the next one asks the server what has arrived.
 #[derive(Debug)]
 pub(super) struct Session {
     job: JobFacts,

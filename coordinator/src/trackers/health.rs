@@ -35,7 +35,7 @@ pub(super) struct Health {
     tracker: Tracker,
     pause: Pause,
     warned: Option<Duration>,
-    /// A line has told of trouble that goes on.
+    /// The current failure was already logged.
     is_told: bool,
 }
 

@@ -58,7 +58,7 @@ impl Failure {
 #[derive(Debug, Clone)]
 pub(super) struct Server {
     client: Client,
-    /// What its operator calls it, for messages.
+    /// Product name, for messages.
     name: &'static str,
     credential: Option<Credential>,
 }

@@ -64,7 +64,7 @@ enum Stage {
     Complete,
 }
 
-/// What a task has come to.
+/// The outcome of a delivery task.
 enum Done {
     Delivered {
         session: Box<Session>,

@@ -47,7 +47,7 @@ use crate::rpc::results::Feed;
 /// Time between two looks at whether this process leads.
 const LEADERSHIP_POLL: Duration = Duration::from_millis(500);
 
-/// What deliveries read from, and where they say how they are.
+/// The sources that deliveries read, and the board on which they report their status.
 #[derive(Debug, Clone)]
 pub(crate) struct Sources {
     pub(crate) leadership: LeadershipHandle,

@@ -39,7 +39,7 @@ pub(super) struct StepReader {
     seconds: f64,
 }
 
-/// What a line was.
+/// The result of reading one line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Line {
     /// The step was read.

@@ -1,4 +1,5 @@
-//! What a job's log has for a tracker. Pure: a state and a place in it go in, the next part comes out.
+//! Reads what a tracker has not received yet from a job's state. Pure: a state and a position in it go in,
+//! the next batch comes out.
 //!
 //! Two things of a log never change, and only they are sent: a committed phase, and the steps of a training
 //! phase up to its last checkpoint. Whoever goes on after a checkpoint reports the same steps with the same

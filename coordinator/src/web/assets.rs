@@ -104,12 +104,12 @@ mod tests {
 
     #[test]
     fn nothing_in_the_page_is_inline_or_from_elsewhere() {
-        // What the policy would stop, so that the page must not need it.
+        // Constructs that the content security policy blocks, so the page must not use them.
         for forbidden in ["<style", "style=", "<script>", "onload=", "onclick=", "http-equiv", "//"] {
             let body = INDEX_HTML.replace("http://www.w3.org/2000/svg", "");
             assert!(!body.contains(forbidden), "index.html has {forbidden}");
         }
-        // What a report puts in place of them must not end early.
+        // A report inlines these files: neither may contain the end of its own element.
         assert!(!APP_JS.contains("</script") && !APP_JS.contains("<!--") && !APP_CSS.contains("</style"));
     }
 }

@@ -89,7 +89,7 @@ fn import<T: Wanted + PartialEq + std::fmt::Debug>(file: &str, input: &[u8]) -> 
     for bad in &parsed.bad {
         assert!(bad.to_string().len() < 4096, "a long message: {bad}");
     }
-    // Of the file's own content, and not of its mistakes.
+    // The result follows from the file's content; the error, if any, does not matter.
     let _ = parsed.require("data", 0.5);
     check(&parsed.rows);
     let near = NearDuplicates::new(0.8, 5).of_rows(&parsed.rows[..parsed.rows.len().min(64)]);

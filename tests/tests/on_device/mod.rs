@@ -1,4 +1,4 @@
-//! What a process on the stand-in does between two marks.
+//! Operations of a process on the stand-in device between two marks.
 
 use std::path::Path;
 
@@ -164,8 +164,8 @@ fn full_step(scenario: Scenario, layers: usize) {
     scenario.run(layers, || backward(&objective.loss(&rows).unwrap().loss).unwrap());
 }
 
-/// What the plan foretells of a step of [`full_step`] besides weights, the optimizer's state, and what is not
-/// tensors.
+/// The plan's estimate for a step of [`full_step`] without weights, the optimizer's state, and memory outside
+/// of tensors.
 pub(super) fn planned_memory(scenario: Scenario, layers: usize) -> u64 {
     let [sequences, length, prompt] = FULL;
     let shape = ModelShape::from(&config(layers, 64));

@@ -247,7 +247,7 @@ fn holds(directory: &Path, text: &str) -> Option<PathBuf> {
     })
 }
 
-/// What MLflow's database has of all runs, and the table of round 1 as MLflow's client reads it.
+/// Prints all runs of MLflow's database, and the table of round 1 as MLflow's client reads it.
 const READ_DATABASE: &str = r#"
 import json, mlflow, sqlite3, sys
 database = sqlite3.connect(sys.argv[1])
@@ -365,7 +365,7 @@ fn a_run_ends_although_its_tracker_hangs_and_the_rest_is_delivered_later() {
     assert!(found.contains_key(&("policy/eval/reward".to_owned(), 1)));
     found.retain(|(key, _), _| key.contains("/train/"));
     assert_same(&found, &logged);
-    // What the run left on this machine is what the service has.
+    // The run's event files on this machine are the ones that the service has.
     let names = |folder: &Path| -> BTreeSet<_> {
         std::fs::read_dir(folder).expect("event files").flatten().map(|entry| entry.file_name()).collect()
     };

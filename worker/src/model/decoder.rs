@@ -80,7 +80,7 @@ pub(super) struct Decoder {
     rotary_emb: RotaryEmbedding,
     /// Activation checkpointing: keep only each layer's input and recompute the layer in the backward pass.
     pub(super) checkpointing: bool,
-    /// Of the model's parameters, if ranks hold shards of them.
+    /// The units of sharded parameters; none if each rank holds all of them.
     pub(super) shards: Option<DecoderShards>,
 }
 

@@ -249,7 +249,7 @@ impl KvCache {
         Ok((step, tensors.collect()))
     }
 
-    /// What flash attention reads in a step that appends to `slots`, if it supports this cache.
+    /// Inputs of flash attention in a step that appends to `slots`, if it supports this cache.
     fn flash_numbers(&self, slots: &[i64], lengths: &[i64]) -> Option<[Numbers; 3]> {
         let keys = self.keys.first()?;
         let used: Vec<i64> = lengths.iter().map(|length| length + 1).collect();

@@ -152,7 +152,7 @@ impl Shards {
     }
 }
 
-/// What a decoder gathers during a pass, in the order of layers.
+/// The units that a decoder gathers during a pass, in the order of layers.
 #[derive(Debug, Clone)]
 pub(super) struct DecoderShards {
     store: ShardStore,

@@ -90,7 +90,7 @@ impl WeightsFile {
 impl Drop for WeightsFile {
     fn drop(&mut self) {
         if !self.is_finished && self.sink == Sink::File {
-            // What made it incomplete is reported.
+            // The error that made it incomplete is reported.
             let _ = std::fs::remove_file(&self.path);
         }
     }
@@ -147,7 +147,7 @@ pub(crate) struct Pieces {
 }
 
 impl Pieces {
-    /// Of tensors on `device`.
+    /// A hasher of tensors on `device`.
     pub(crate) fn on(device: Device) -> Result<Self, ModelError> {
         let buffer = || host_buffer(PIECE as i64, device);
         let staging = match device {

@@ -60,7 +60,7 @@ struct LastReport {
     activity: Option<Activity>,
 }
 
-/// What a training step took of this rank.
+/// Time that a training step took on this rank.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct StepUsage {
     /// Time for which its host waited for other ranks, if it does.
@@ -72,7 +72,7 @@ pub struct StepUsage {
 /// Durations of a shard of a checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct ShardTimes {
-    /// For which training waited.
+    /// Time for which training waited.
     pub stall: Duration,
     /// Time of writing, hashing and uploading.
     pub upload: Duration,

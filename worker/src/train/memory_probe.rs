@@ -50,7 +50,7 @@ pub(super) fn find_micro_batch_tokens(
         if ranks[0] == 0.0 {
             return Ok(batching.budget);
         }
-        // What was tried is cached in blocks that smaller micro-batches do not fill.
+        // The trial leaves cached blocks that smaller micro-batches do not fill.
         foil_torch::device_memory::release_cached()?;
         if ranks[1] > 0.0 {
             let row = rows.first().map(|&row| objective.row_name(row)).unwrap_or_default();

@@ -16,7 +16,7 @@ namespace foil {
 struct Downloads::Inner {
   // The stream of the copies; none on the CPU.
   std::optional<c10::Stream> stream;
-  // What copies in flight read and write.
+  // Tensors that copies in flight read and write.
   std::vector<at::Tensor> held;
 };
 Downloads::Downloads() : inner(std::make_unique<Inner>()) {}

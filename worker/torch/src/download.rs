@@ -67,7 +67,7 @@ mod tests {
         let buffer = host_buffer(6, Device::Cpu).unwrap();
         let [first, second] = [buffer.narrow(0, 0, 4), buffer.narrow(0, 4, 2)];
         downloads.copy(&Tensor::from_slice(&[1.5_f32, -2.0, 3.25, 0.0]), &first).unwrap();
-        // Of another kind.
+        // A tensor of another kind.
         downloads.copy(&Tensor::from_slice(&[7_i64, 8]).to_kind(Kind::BFloat16), &second).unwrap();
         downloads.wait().unwrap();
         assert!(buffer.equal(&Tensor::from_slice(&[1.5_f32, -2.0, 3.25, 0.0, 7.0, 8.0])));

@@ -50,7 +50,7 @@ pub struct Conversion {
     pub max_bad_fraction: f64,
 }
 
-/// What was converted.
+/// Summary of a conversion.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
     /// Format and compression of the files that were read.

@@ -55,7 +55,7 @@ const ENDINGS: [(&str, Container); 8] = [
 /// The format that a name says.
 ///
 /// # Errors
-/// What is wrong with the name.
+/// A description of the fault in the name.
 pub(super) fn told_by(name: &str) -> Result<(Container, Packing), String> {
     let lower = name.to_lowercase();
     let (stem, packing) = match (lower.strip_suffix(".gz"), lower.strip_suffix(".zst")) {

@@ -64,7 +64,7 @@ impl Shape {
     /// The records that a row is written as. `number` is the row's, for shapes that have an id.
     ///
     /// # Errors
-    /// What of the row the shape cannot hold.
+    /// The part of the row that the shape cannot hold.
     pub(super) fn write(self, row: &AnyRow, number: u64) -> Result<Vec<Value>, String> {
         let AnyRow { prompt, answers } = row;
         let one = |value: Value| Ok(vec![value]);

@@ -312,7 +312,7 @@ impl<T: Wanted> Reading<T> {
 }
 
 impl Skipped {
-    /// What was counted since `before`.
+    /// The counts since `before`.
     fn since(self, before: Self) -> Self {
         Skipped {
             duplicates: self.duplicates - before.duplicates,

@@ -17,7 +17,7 @@ pub(super) struct ReadPrompt {
 enum ResponseForm {
     /// Verbatim.
     Exact,
-    /// As turns of a dialogue in one text, which they may repeat.
+    /// Turns of a dialogue in one text; an answer may repeat the prompt.
     Turns { text: String, form: Form },
 }
 

@@ -346,7 +346,7 @@ data:
     let replaced = file::load(&path, &["data.preferences=/x.jsonl".to_owned()]).unwrap();
     let replaced = Job::try_from(replaced).unwrap();
     assert_eq!(replaced.data.preferences, [DataSource::plain(InputRef::Path("/x.jsonl".into()))]);
-    // What is filled in reads back, as it is on the wire and as it is printed.
+    // A resolved specification reads back, in its wire form and in its printed form.
     let resolved = serde_json::to_value(v1::JobSpec::from(&job)).unwrap();
     for printed in [resolved.clone(), in_lists(resolved)] {
         let again = file::from_text(&printed.to_string(), std::path::Path::new("/other")).unwrap();

@@ -34,7 +34,7 @@ enum Source {
         page: vec::IntoIter<Scanned>,
         over: bool,
     },
-    /// What is left of the directory of the last key, and of those above it.
+    /// The remaining entries of the last key's directory, and of those above it.
     Directories(Vec<vec::IntoIter<Entry>>),
 }
 

@@ -118,13 +118,13 @@ pub async fn copy(
 /// The times of a second pass, by the source's clock.
 #[derive(Debug, Clone, Copy)]
 struct Window {
-    /// What was written before was seen by the first pass.
+    /// Objects written before this time were seen by the first pass.
     seen: u64,
     /// That of the log's state: objects that are younger might have other content in its future.
     until: u64,
 }
 
-/// What is to be done about an object of the source.
+/// The action for an object of the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
     Skip,
@@ -178,7 +178,7 @@ impl<P: Fn(u64) + Sync> Pass<'_, P> {
             let Some(put) = outcome else { continue };
             copied.objects += 1;
             copied.bytes += size;
-            // What the first pass has found in the target, the second does not count again.
+            // The second pass does not count again what the first one found in the target.
             let is_found_again = self.window.is_some() && matches!(step, Step::Count | Step::Compare);
             if !is_found_again {
                 copied.present += u64::from(put == Put::Exists);

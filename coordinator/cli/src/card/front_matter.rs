@@ -11,7 +11,7 @@ use super::names::{data_set, repository};
 use super::provenance::data_files;
 use super::{Card, evaluation};
 
-/// What the user has to fill in.
+/// Placeholder that the user has to fill in.
 const LICENSE: &str = "\
 # TODO before you publish: the license. Foil does not know it: it follows from those of the base model and of the data.
 # Write for example `license: apache-2.0`, or `license: other` with `license_name` and `license_link`.

@@ -164,7 +164,7 @@ fn names_of_this_machine_are_not_written_as_those_of_the_hub() {
 #[test]
 fn a_card_names_no_person_no_machine_and_no_row() {
     let mut job = job("stories15m", "pairs.jsonl");
-    // As a specification of an old job may have it.
+    // The specification of an old job may hold a local path.
     job.spec.as_mut().unwrap().policy.as_mut().unwrap().model = "/home/alice-path/models/tiny".into();
     let made = Provenance::new(&job, &artifact("reward", 1), &[]);
     let text = Card::trained(&made).text() + &String::from_utf8(made.json().unwrap()).unwrap();

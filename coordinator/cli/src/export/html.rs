@@ -92,7 +92,7 @@ mod tests {
         v1::Report { title: HOSTILE.to_owned(), runs: vec![run], ..Default::default() }
     }
 
-    /// What lies between a mark and the next one.
+    /// The text between two marks.
     fn between<'a>(page: &'a str, start: &str, end: &str) -> &'a str {
         page.split_once(start).unwrap().1.split_once(end).unwrap().0
     }

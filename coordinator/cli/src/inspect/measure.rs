@@ -102,7 +102,7 @@ impl Histogram {
     }
 }
 
-/// What a set says more than once.
+/// Repeated prompts and answers of a data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(super) struct Repetitions {
     pub(super) distinct_prompts: usize,

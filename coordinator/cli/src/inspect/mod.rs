@@ -96,7 +96,7 @@ struct ModelReport {
     tokens: [String; 3],
 }
 
-/// What a page shows of a data set.
+/// A data set's section of the page.
 struct SetReport {
     name: &'static str,
     rows: usize,

@@ -15,7 +15,7 @@ use crate::card::ModelFile;
 /// Bytes read at a time.
 const PIECE: usize = 1 << 20;
 
-/// What the pass needs to know beside the layout.
+/// Parameters of a pass over the weights.
 pub(super) struct Pass<'a> {
     pub(super) layout: &'a Layout,
     /// The hash that a file must have, if it is known.

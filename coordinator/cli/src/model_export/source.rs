@@ -58,7 +58,7 @@ impl Source {
         }
     }
 
-    /// What tells this source from others, for an export that goes on.
+    /// The source's identity, by which a resumed export recognizes it.
     pub(super) fn identity(&self) -> Result<Value> {
         match self {
             Self::Remote { artifact, .. } => Ok(serde_json::to_value(artifact)?),

@@ -27,7 +27,7 @@ const KNOWN: [&str; 8] =
 
 #[derive(Debug, Serialize, Deserialize)]
 struct State {
-    /// What is exported and how.
+    /// The export's source and options.
     request: Value,
     shards: Vec<ModelFile>,
 }

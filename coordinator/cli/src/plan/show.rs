@@ -131,7 +131,7 @@ fn right_aligned(rows: &[Vec<String>]) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// What a rank takes of the host's memory.
+/// A rank's pinned host memory.
 fn pinned(kinds: &[Kind], unit: Unit) -> Option<String> {
     let of = |kind: &Kind| {
         (kind.estimate.pinned > 0).then(|| format!("{} {}", kind.name, unit.amount(kind.estimate.pinned)))

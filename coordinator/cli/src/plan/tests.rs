@@ -75,7 +75,7 @@ fn the_7b_job_fits_eight_devices_with_sharding_and_not_without() {
     assert!(total(&third, "evaluate") > 12 * 6_600_000_000);
 }
 
-/// What a device of so many GiB says of a job with these settings.
+/// Whether a job with these settings fits a device of so many GiB, and the printed plan.
 fn verdict(job: &str, device: u64, settings: &[&str]) -> (bool, String) {
     let planned = planned(job, settings);
     let fits = show::json(&planned, Some(device << 30))["fits"].as_bool().unwrap();

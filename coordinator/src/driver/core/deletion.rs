@@ -23,7 +23,7 @@ const EXPIRED_AT_ONCE: usize = 16;
 /// Number of holders that are named.
 const HOLDERS_SHOWN: usize = 5;
 
-/// Who keeps a job from being deleted.
+/// What prevents a job's deletion.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Holder {
     /// A job that has not ended starts from one of its artifacts.

@@ -237,7 +237,7 @@ fn claim(entry: &Entry) -> Option<(usize, Claim)> {
     (lacking > 0).then_some((lacking, claim))
 }
 
-/// What there is of a kind, by release, that of agents that are not heard yet last; `names` gets their names.
+/// The supply of one kind of device, by release; agents not heard yet come last. `names` gets the releases.
 fn supplies(cluster: &Cluster, kind: DeviceKind, names: &mut Vec<Option<Release>>) -> Vec<Supply> {
     let mut found: Vec<(Option<&Release>, Supply)> =
         cluster.supplies(kind.name()).into_iter().rev().collect();

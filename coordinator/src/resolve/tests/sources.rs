@@ -90,7 +90,7 @@ async fn a_filter_that_empties_an_evaluation_set_is_named_by_its_own_field() {
         "data.evaluation.prompts: no row is left for evaluation_prompts (data.evaluation.prompts: 2 rows of short.jsonl are \
          left out: 2 by min_prompt_characters); loosen data.evaluation.prompts[0].filter, or give a file with more rows"
     );
-    // Of one prompt that is left, none can be held out.
+    // With a single prompt left, none can be held out.
     let mut held_out = file_job(&store).await;
     let data = held_out.data.as_mut().unwrap();
     data.prompts.clear();

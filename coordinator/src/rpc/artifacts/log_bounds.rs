@@ -94,7 +94,7 @@ async fn trim(store: &Store, job: &str, prefix: &str, max: u64) -> Result<(), St
 
 /// The parts that others cover, and the oldest of the rest beyond `max` bytes. A process's last part stays.
 fn superfluous(mut parts: Vec<Part>, max: u64) -> Vec<Part> {
-    // Of one process in order of their starts, the longest first.
+    // Parts of one process are ordered by start, the longest first.
     parts.sort_by(|a, b| (&a.process, a.start).cmp(&(&b.process, b.start)).then(b.end.cmp(&a.end)));
     let (mut covered, mut kept): (Vec<Part>, Vec<Part>) = (Vec::new(), Vec::new());
     for part in parts {

@@ -6,7 +6,7 @@ use std::fmt;
 use crate::auth::Role;
 use crate::web::assets;
 
-/// Who may make a call.
+/// The roles that may make a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::rpc) enum Access {
     /// Everyone, without authentication.
@@ -104,7 +104,7 @@ fn is_asset(path: &str) -> bool {
     assets::PATHS.contains(&path) || path.starts_with(assets::JOB_PATHS)
 }
 
-/// Who may call the RPC, or read the page, of a path, and what it does; none if the path is unknown.
+/// Access rule and effect of the RPC or page at a path; none if the path is unknown.
 pub(super) fn find(path: &str) -> Option<(Access, Effect)> {
     let found = RPCS.iter().chain(PAGES).find(|(known, ..)| *known == path);
     found.map(|(_, access, effect)| (*access, *effect)).or(is_asset(path).then_some((Open, Reads)))

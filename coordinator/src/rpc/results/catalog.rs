@@ -1,4 +1,4 @@
-//! What a job's state says of its completions: the rounds that have some, the phases that made them, and the
+//! The completions that a job's state lists: the rounds that have some, the phases that made them, and the
 //! data sets of their prompts. Taken from the state in one short look.
 
 use foil_common::datasets as sets;

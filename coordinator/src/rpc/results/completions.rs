@@ -260,7 +260,8 @@ pub(super) struct Located {
     pub(super) number: u32,
 }
 
-/// What the job's state says of a set; `field` is where the rounds were asked for.
+/// The catalog of a data set, from the job's state; errors name `field` as the source of the requested
+/// rounds.
 pub(super) async fn catalog(
     driver: &UserHandle,
     job: &str,

@@ -37,7 +37,7 @@ impl Size for v1::RoundDistributions {
     }
 }
 
-/// What is committed of a round.
+/// The committed artifacts of a round.
 struct Round {
     round: u32,
     reward: Option<v1::Artifact>,

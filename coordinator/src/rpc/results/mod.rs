@@ -69,7 +69,7 @@ impl ResultsService {
         }
     }
 
-    /// What the experiment trackers read.
+    /// The results as experiment trackers read them.
     pub(crate) fn feed(&self) -> Feed {
         Feed {
             reader: self.completions.reader.clone(),

@@ -63,7 +63,7 @@ pub(super) struct Found {
     pub(super) columns: Vec<Arc<Matches>>,
 }
 
-/// What the order of rows depends on.
+/// Sort key and direction of rows.
 pub(super) struct Ordering {
     pub(super) sort: CompletionSort,
     pub(super) descending: bool,
@@ -107,7 +107,7 @@ impl Ordering {
             Some(means) => rows.sort_by(|a, b| match (means.get(a), means.get(b)) {
                 (Some(a), Some(b)) if self.descending => b.total_cmp(a),
                 (Some(a), Some(b)) => a.total_cmp(b),
-                // What has no value comes last, in either direction.
+                // Rows without a value come last, in either direction.
                 (a, b) => b.is_some().cmp(&a.is_some()),
             }),
         }

@@ -142,7 +142,7 @@ async fn pages_of_other_sites_and_other_encodings_are_refused() {
         ("application/grpc-web", own.as_str(), 200),
         (PROTO, "https://evil.example", 403),
         (PROTO, "null", 403),
-        // What a form of another site may send without asking first.
+        // Requests that a form on another site can send without a preflight.
         ("text/plain", "https://evil.example", 403),
         ("application/grpc", "https://evil.example", 403),
         ("application/grpc-web-text", own.as_str(), 415),

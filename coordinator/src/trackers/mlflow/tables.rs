@@ -56,7 +56,7 @@ impl Tables {
         if !self.listed.contains(&entry) {
             self.listed.push(entry);
         }
-        // Of very many rounds, the last ones are listed; the files of the others stay.
+        // A tag has a size limit, so only the last rounds are listed; the files of the others stay.
         let is_own = |entry: &Value| entry["path"].as_str().is_some_and(|path| path.starts_with(FOLDER));
         while tag_of(&self.listed).len() > TAG_BYTES {
             let Some(first) = self.listed.iter().position(is_own) else { break };
@@ -147,7 +147,7 @@ mod tests {
             assert!(listed.len() <= TAG_BYTES && listed.contains(&format!("round-{round:04}.json")));
             assert!(listed.contains("eval.json"));
         }
-        // What a later session reads back.
+        // A later session reads these back.
         let [(_, listed), (_, round)] = tables.arrived(999);
         let tags = BTreeMap::from([(LISTED_TAG.to_owned(), listed), (ROUND_TAG.to_owned(), round)]);
         assert_eq!(Tables::of_run("mlflow-artifacts:/0/a/artifacts", &tags), Some(tables));

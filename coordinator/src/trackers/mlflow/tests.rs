@@ -1,4 +1,4 @@
-//! What a run sends to a server that fails in the middle, with all that the server is sent.
+//! Delivery of a run to a server that fails midway; every request is recorded.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -16,7 +16,7 @@ use super::messages::{
 };
 
 const FILE_VERSION: &str = "brain.Event:2";
-/// Of the hparams plugin's data.
+/// Tags of the hparams plugin's summaries.
 const START_TAG: &str = "_hparams_/session_start_info";
 const END_TAG: &str = "_hparams_/session_end_info";
 

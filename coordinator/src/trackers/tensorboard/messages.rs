@@ -16,7 +16,7 @@ pub(super) struct Event {
     pub(super) wall_time: f64,
     #[prost(int64, tag = "2")]
     pub(super) step: i64,
-    /// Of a file's first record: `brain.Event:2`.
+    /// `brain.Event:2`, in a file's first record only.
     #[prost(string, tag = "3")]
     pub(super) file_version: String,
     #[prost(message, optional, tag = "5")]

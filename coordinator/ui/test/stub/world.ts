@@ -59,7 +59,7 @@ export class MadeJob {
     const phases = this.job.plan!.phases.slice(0, this.job.phasesDone);
     const secondsOf = (phase: PhasePlan) => 6 + 40 * chance(phase.round, phase.id.length);
     const spent = phases.reduce((sum, phase) => sum + secondsOf(phase) * 1000 + 300, 0);
-    // Of a job that runs, the last phase has just been committed.
+    // The last phase of a running job has just been committed.
     let now = isEnded(this.job) ? start : Date.now() - spent - 9000;
     this.job.startedAt = at(now);
     for (const phase of phases) {

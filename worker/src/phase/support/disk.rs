@@ -21,7 +21,7 @@ struct Trained {
     start: u64,
 }
 
-/// What is known so far of the models that the job trains.
+/// Sizes of the job's trained models, as far as they are known.
 #[derive(Debug, Default)]
 pub(in crate::phase) struct TrainedModels {
     policy: Option<Trained>,

@@ -38,7 +38,7 @@ pub(in crate::phase) struct TrainedModel {
     /// weights.
     pub(in crate::phase) dir: PathBuf,
     pub(in crate::phase) weights: SavedWeights,
-    /// In which the weights are saved.
+    /// Type in which the weights are saved.
     pub(in crate::phase) dtype: SaveDtype,
     pub(in crate::phase) model: Trained,
     pub(in crate::phase) metrics: Vec<Metric>,

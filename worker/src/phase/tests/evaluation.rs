@@ -145,7 +145,7 @@ fn accuracy_is_also_measured_on_the_parts_of_a_benchmark() {
         _ => Vec::new(),
     };
     let rows = pairs().into_iter().enumerate().map(|(index, row)| PairRow { groups: groups(index), ..row });
-    // Of two chunks, one has no pair of a group.
+    // One of two chunks has no pair of a group.
     let rows: Vec<PairRow> =
         rows.enumerate().map(|(index, row)| if index % 4 < 2 { swapped(row) } else { row }).collect();
     let (artifact, metrics) = evaluate_reward(&mut test, "r01.reward.evaluate", &reward, &rows, None);

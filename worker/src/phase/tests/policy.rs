@@ -183,7 +183,7 @@ fn samples_without_a_log_probability_for_each_token_are_an_error() {
     edit(&mut round, &|log_probs| log_probs.push(0.0));
     let error = run(&mut round).unwrap_err();
     assert!(error.contains("recorded log-probabilities") && error.contains("of row"), "{error}");
-    // As from a build that recorded none.
+    // Older builds recorded none.
     edit(&mut round, &Vec::clear);
     run(&mut round).unwrap();
 }

@@ -31,7 +31,7 @@ fn peak(gang: &Gang, dir: &Path, rows: &[Demonstration], how: How) -> u64 {
     let how = How { checkpointing: true, budget: 1000, batch: rows.len(), ..how };
     let model = LanguageModel::load_held(dir, Device::Cpu, holding(gang, how)).unwrap();
     let model = model.with_checkpointing(true);
-    // What loading needs beside the weights is not the steps'.
+    // Temporary buffers of loading do not count as the steps' memory.
     memory.reset_peak();
     train_all(gang, how, &Demonstrations::new(&model, rows, how.precision()), model.trainable());
     memory.peak()
@@ -50,7 +50,7 @@ fn memory_falls_with_the_number_of_ranks_as_planned() {
         let precision = if bf16 { spec::Precision::Bf16 } else { spec::Precision::Fp32 };
         let sharding = if zero1 { Sharding::Zero1 } else { Sharding::Fsdp };
         for world in [1, 2, 4] {
-            // As many rows for each rank.
+            // Each rank has the same number of rows.
             let row = |id: u64| Demonstration {
                 id,
                 ids: (0..LENGTH).map(|token| ((id * 31 + token * 7) % 401) as u32).collect(),

@@ -105,7 +105,7 @@ struct FlatParameters::Inner {
   std::int64_t finish_reduction() {
     at::NoGradGuard no_grad;
     reducing = false;
-    // What only earlier micro-batches have reached.
+    // Units that only earlier micro-batches have reached.
     for (auto index = sent; index < units.size(); ++index) {
       const auto& parameters = units[index].parameters;
       const auto missed = [](const at::Tensor& parameter) { return !parameter.grad().defined(); };

@@ -1,4 +1,4 @@
-// What parameters that lie one after the other in units have in common, whole or in shards.
+// Shared code of flat units of parameters, whole or in shards.
 #pragma once
 
 #include <ATen/ops/empty.h>

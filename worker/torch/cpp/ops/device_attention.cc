@@ -66,7 +66,7 @@ class GatherRows : public torch::autograd::Function<GatherRows> {
   }
 };
 
-// What one call of attention over all segments needs: a segment's keys are its prefix's followed by its own.
+// Inputs of one attention call over all segments: a segment's keys are its prefix's followed by its own.
 struct PackedAttention {
   at::Tensor k, v, q_ends, k_ends;
   std::int64_t max_q_len = 0, max_k_len = 0;

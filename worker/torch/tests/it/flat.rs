@@ -145,7 +145,7 @@ pub(crate) fn rank(rank: &Rank) -> String {
     for (parameters, values) in layers.layers.iter().zip(&whole) {
         assert!(parameters.iter().zip(values).all(|(flat, value)| flat.detach() == *value));
     }
-    // What a backward pass leaves behind that failed, or is a rehearsal, is not in the sums.
+    // Gradients of a failed backward pass, or of a rehearsal, are not in the sums.
     backward(&loss(&layers.layers, &rows.get(0).get(0))).unwrap();
     layers.flat.discard_gradients().unwrap();
     // All ranks have rows, then all but the last, then all again.

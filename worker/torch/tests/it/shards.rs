@@ -179,7 +179,7 @@ fn gathers_ahead(layers: &Layers) {
     layers.store.release().unwrap();
 }
 
-/// What a unit gathers is the rounded master, and its shards together are the master itself.
+/// Checks that a unit gathers the rounded master, and that its shards together are the master itself.
 fn gathers_exact_values(layers: &Layers, whole: &[Vec<Tensor>], kind: Kind) {
     for (index, layer) in whole.iter().enumerate() {
         layers.store.gather(index, None).unwrap();

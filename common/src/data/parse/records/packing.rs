@@ -42,7 +42,7 @@ impl Packing {
         })
     }
 
-    /// What an error of unpacking found, and what to do; `None` if the file itself cannot be read.
+    /// Describes a decompression error, with advice; `None` if the file itself cannot be read.
     pub(super) fn explain(self, error: &io::Error) -> Option<(String, &'static str)> {
         // Errors of the operating system have a number; those of a decoder do not.
         if self == Packing::Plain || error.raw_os_error().is_some() {

@@ -47,7 +47,7 @@ pub(super) struct Values {
     read: u64,
 }
 
-/// What a text stands for: in columns of labels and numbers, a number or a truth value (`True` as Python
+/// The value of a text cell: in columns of labels and numbers, a number or a truth value (`True` as Python
 /// writes it) where it is one.
 fn value(kind: Option<Kind>, text: &str) -> Value {
     if text.is_empty() {

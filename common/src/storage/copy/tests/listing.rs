@@ -189,7 +189,7 @@ async fn a_directory_is_copied_and_a_copy_of_it_goes_on() {
     for _ in 0..30 {
         service.act().await;
     }
-    // What is left of a copy that broke off: some of the objects, and one that the source has deleted since.
+    // The target of an interrupted copy: some of the objects, and one that the source has deleted since.
     let there = service.named.len() / 2;
     for name in &service.named[..there] {
         to.put_object(&key(*name), content(*name)).await.unwrap();

@@ -193,7 +193,7 @@ async fn the_rest_of_a_broken_write_is_left_behind() {
     let limit = usize::try_from(MAX_PLAIN_BYTES).unwrap();
     from.create("jobs/j/rest", vec![7; limit + 1]).await.unwrap();
     from.create("jobs/j/whole", vec![7; limit]).await.unwrap();
-    // What is younger than the log's last record is left behind too.
+    // Objects younger than the log's last record are left behind too.
     let mut service = Service::start(from.clone(), 0).await;
     while service.named.is_empty() {
         service.act().await;

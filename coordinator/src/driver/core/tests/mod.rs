@@ -319,7 +319,7 @@ impl Simulator {
             let object = Some(object(&key));
             let shard =
                 v1::CheckpointShard { phase, attempt: run.attempt, step, object, ..Default::default() };
-            // Who is stale exits anyway.
+            // A stale rank exits anyway.
             let _ = self.core.rank_report(session, Message::Checkpoint(shard).try_into(), None, self.now);
         }
         self.kill(session);

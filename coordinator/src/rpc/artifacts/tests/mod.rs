@@ -47,7 +47,7 @@ impl AttemptCheck for OneJob {
     }
 
     async fn log_writer(&self, job: &str, session: &str, secret: &str) -> Option<(u32, u32)> {
-        // Of the attempt before the current one.
+        // Access to the logs of the attempt before the current one.
         self.is_rank(job, session, secret).then_some((2, 0))
     }
 

@@ -82,7 +82,8 @@ fn begun_message(claimed: u32, sent: usize) -> Bytes {
     Bytes::from(bytes)
 }
 
-/// As many messages as a connection may have calls, each nearly complete and never finished.
+/// Opens as many calls as a connection may have, and sends each a message that is nearly complete and never
+/// finished.
 pub(super) async fn messages_never_ended(aim: Aim) {
     let Some(mut connection) = Connection::open(&aim).await else { return };
     let data = begun_message(1_000_000, 990_000);

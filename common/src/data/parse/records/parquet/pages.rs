@@ -224,7 +224,7 @@ fn is_read(codec: CompressionCodec) -> bool {
     )
 }
 
-/// What is checked of a `PageHeader`.
+/// The fields of a `PageHeader` that are checked.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Header {
     kind: i32,

@@ -21,7 +21,7 @@ pub(super) trait Batches {
     /// The next batch with the known columns only, in the order of [`Columns::names`].
     ///
     /// # Errors
-    /// What the library says of broken data.
+    /// The library's description of broken data.
     fn next(&mut self) -> Result<Option<RecordBatch>, String>;
 }
 
