@@ -10,7 +10,7 @@ use crate::clock::Now;
 use crate::cluster::{Cluster, Placement, Release};
 use crate::job::{Change, RankStarted, view};
 use crate::queue::{self, Claim, Demand, Grant, Policy, Preemption, Queue, Running, Supply, Wait, WaitCause};
-use crate::schedule::{Attempt, Level, Process};
+use crate::schedule::{Attempt, Process};
 
 /// The releases of the agents that have devices of a kind, in the order of the queue's supplies. Without one
 /// are those that are not heard yet.
@@ -40,6 +40,7 @@ impl Core {
             self.with_attempt(&id, |attempt, _| attempt.yield_devices(now));
             self.advance_job(&id, now);
         }
+        let mut changed = Vec::new();
         let pools = allocation.releases.into_iter().zip(allocation.grants);
         for (demand, (release, grant)) in queue.demands.iter().zip(pools) {
             let (ranks, wait) = match grant {
@@ -54,13 +55,14 @@ impl Core {
             }
             let is_unheard = release.is_none() && demand.release.is_some();
             match wait {
-                Some(wait) if is_unheard => {
-                    self.wait(demand.job, Wait { cause: WaitCause::Unheard, ..wait }, now);
+                Some(wait) => {
+                    let cause = if is_unheard { WaitCause::Unheard } else { wait.cause };
+                    changed.extend(self.wait(demand.job, Wait { cause, ..wait }, now));
                 }
-                Some(wait) => self.wait(demand.job, wait, now),
                 None => self.entry_mut(demand.job).into_iter().for_each(|entry| entry.waiting = None),
             }
         }
+        log_waits(&changed);
     }
 
     /// The jobs that lack devices, those whose devices they could take, and what there is.
@@ -185,26 +187,25 @@ impl Core {
         self.cluster.supplies(kind).values().map(|supply| supply.connected).max().unwrap_or_default()
     }
 
-    /// Updates what the job waits for, and notifies its watchers if that has changed.
-    fn wait(&mut self, job: usize, wait: Wait, now: Now) {
+    /// Updates what the job waits for, and notifies its watchers if that has changed. Returns the job and the
+    /// reason if the log is to have it too.
+    fn wait(&mut self, job: usize, wait: Wait, now: Now) -> Option<(String, String)> {
         let settling = self.policy.settling;
-        let Some(entry) = self.entry_mut(job) else { return };
-        let Some(waiting) = &mut entry.waiting else { return };
+        let entry = self.entry_mut(job)?;
+        let waiting = entry.waiting.as_mut()?;
         waiting.current = Some(wait);
         let announced = waiting.announced;
         let is_announced = announced.is_some_and(|announced| announced.news() == wait.news());
         if is_announced || now.since(waiting.since) < settling {
-            return;
+            return None;
         }
         waiting.announced = Some(wait);
         let text = wait.view(entry.state.submitted.tenant()).reason;
         let id = self.order[job].clone();
+        self.publish(&id, view::notice("info", text.clone()), now);
         // As the queue moves, every job in it has another place: watchers see that, and the log does not.
-        if announced.is_some_and(|announced| announced.moved() == wait.moved()) {
-            self.publish(&id, view::notice("info", text), now);
-        } else {
-            self.notify_watchers(&id, Level::Info, text, now);
-        }
+        let has_moved = announced.is_some_and(|announced| announced.moved() == wait.moved());
+        (!has_moved).then_some((id, text))
     }
 
     /// Sets the times that govern the queue.
@@ -216,6 +217,22 @@ impl Core {
 impl Waiting {
     fn new(now: Now) -> Self {
         Self { since: now.mono, current: None, announced: None }
+    }
+}
+
+/// Logs what jobs wait for: an agent that joins or is lost changes it for the whole queue, which is one line.
+fn log_waits(waits: &[(String, String)]) {
+    const MAX_LINES: usize = 4;
+    match waits {
+        [] => {}
+        [(job, reason), ..] if waits.len() > MAX_LINES => {
+            tracing::info!(
+                jobs = waits.len(),
+                first_job = job,
+                "jobs wait for devices; the first is {reason}"
+            );
+        }
+        _ => waits.iter().for_each(|(job, reason)| tracing::info!(job, "{reason}")),
     }
 }
 
