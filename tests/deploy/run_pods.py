@@ -233,7 +233,7 @@ def disturb(service: Service, job: str) -> None:
     assert service.leader() == service.known_leader
     say(f"killed {killed}; {service.known_leader} leads after {time.monotonic() - began:.1f} s")
     service.start(killed)
-    assert service.job(job)["attempt"] == 1, "the ranks were to go on with the next leader"
+    assert service.job(job)["attempt"] == 1, "the ranks were to continue with the next leader"
 
     wait_for("training of the policy", lambda: is_training(service.job(job), "r01.policy.train"))
     drained, began = service.of("worker")[-1], time.monotonic()

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use foil_tests::{Process, Run, Service, foil, foil_worker, wait_for};
 
-/// In a map phase; the service goes on beyond it before its store is lost.
+/// In a map phase; the service continues beyond it before its store is lost.
 const COPIED_IN: &str = "r01.reward.generate";
 const LOST_IN: &str = "r01.policy.generate";
 

@@ -95,7 +95,7 @@ fn a_damaged_checkpoint_is_reported_and_the_previous_one_is_used() {
     }
     assert!(run.finish().weights() == baseline, "the weights differ");
     let logs = run.full_logs();
-    assert!(logs.contains("it is dropped, and training goes on after step"), "{}", run.logs());
+    assert!(logs.contains("it is dropped, and training continues after step"), "{}", run.logs());
     assert!(logs.contains("training resumes from a checkpoint"), "{}", run.logs());
 }
 

@@ -63,7 +63,7 @@ fn a_standby_takes_over_and_the_attempt_the_watch_and_the_weights_survive() {
     assert!(seen.contains(&id) && seen.contains("succeeded"), "the watch was to carry on to the end: {seen}");
     let job = service.job(&id);
     assert_eq!(job["state"], "succeeded", "{job}");
-    assert_eq!(job["attempt"], 1, "ranks were to go on\n{}", service.log("serve.log"));
+    assert_eq!(job["attempt"], 1, "ranks were to continue\n{}", service.log("serve.log"));
     assert!(agents.iter_mut().all(Process::is_running), "the agents were to outlive their coordinators");
     let weights = |model| service.weights(serve(), &id, model);
     assert!((weights("policy@1"), weights("reward@1")) == baseline, "the weights differ");

@@ -124,7 +124,7 @@ fn nccl_sums_are_exact_at_every_number_of_ranks() {
     gpu.assert_no_trouble();
 }
 
-/// The largest micro-batch of the plan does not fit: all ranks go on with smaller ones.
+/// The largest micro-batch of the plan does not fit: all ranks continue with smaller ones.
 #[test]
 fn a_micro_batch_that_does_not_fit_is_cut() {
     let Some(gpu) = FakeGpu::new("a shortage of device memory") else { return };
@@ -158,7 +158,7 @@ fn checkpoints_are_copied_beside_the_devices_other_work() {
     assert_eq!(with.1, without.1, "a checkpoint waits for single copies");
 }
 
-/// A device-side assertion breaks the CUDA context: the rank ends, and a new process goes on.
+/// A device-side assertion breaks the CUDA context: the rank ends, and a new process continues.
 #[test]
 fn a_broken_device_ends_its_rank() {
     let Some(gpu) = FakeGpu::new("a broken device") else { return };

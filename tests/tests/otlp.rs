@@ -52,8 +52,8 @@ fn assert_is_tree(spans: &BTreeMap<String, SentSpan>) {
         let parent = spans.get(&span.parent).unwrap_or_else(|| panic!("the parent of {span:?} did not come"));
         let begins = parent.start <= span.start + CLOCK_NANOS;
         let ends = span.end <= parent.end + CLOCK_NANOS;
-        // A job goes on when its submission is over. A chunk is over with its first result, and a new leader
-        // may have given it to a second rank.
+        // A job continues when its submission is over. A chunk is over with its first result, and a new
+        // leader may have given it to a second rank.
         let goes_on = match parent.name.as_str() {
             "submit" => true,
             "chunk" => spans.values().filter(|other| other.parent == span.parent).count() > 1,

@@ -1,4 +1,5 @@
-//! The directory of a `foil run` has its page and its report while the run goes on, and after it was killed.
+//! The directory of a `foil run` has its page and its report while the run is in progress, and after it was
+//! killed.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;

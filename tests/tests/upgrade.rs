@@ -1,4 +1,4 @@
-//! Upgrades: this version goes on with the store of the one before, in which a job was broken off.
+//! Upgrades: this version continues with the store of the one before, in which a job was interrupted.
 //!
 //! The stores are made by `scripts/fixtures/upgrade`, one for each version that this one can follow.
 
@@ -8,8 +8,8 @@ use std::process::Command;
 
 use foil_tests::{Process, Service, foil, foil_worker};
 
-/// The phase in which the fixtures' jobs were broken off.
-const BROKEN_OFF_IN: &str = "r02.policy.generate";
+/// The phase in which the fixtures' jobs were interrupted.
+const INTERRUPTED_IN: &str = "r02.policy.generate";
 
 fn fixtures() -> Vec<PathBuf> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/upgrade");
@@ -43,7 +43,7 @@ fn a_job_of_the_version_before_goes_on_to_its_end() {
         let (service, _coordinator) = Service::start_on(Command::new(foil()), "127.0.0.1", store.to_str());
         let id = service.foil(&["list", "-o", "name"]).trim().to_owned();
         let id = id.as_str();
-        assert_eq!(service.job(id)["phase"], BROKEN_OFF_IN);
+        assert_eq!(service.job(id)["phase"], INTERRUPTED_IN);
         let mut agent = Command::new(foil_worker());
         agent.args(["--coordinator", service.url(), "--ranks", "2"]);
         let _agent = Process::start(agent, &service.at("agent.log"));
@@ -51,7 +51,7 @@ fn a_job_of_the_version_before_goes_on_to_its_end() {
 
         let job = service.job(id);
         assert_eq!(job["state"], "succeeded", "{job}");
-        // A map phase goes on with other ranks in the same attempt.
+        // A map phase continues with other ranks in the same attempt.
         assert!(job["attempt"].as_u64().is_some_and(|attempt| attempt <= 2), "{job}");
         for model in ["policy@1", "reward@1", "policy@2", "reward@2"] {
             service.weights(Command::new(foil()), id, model);
@@ -65,5 +65,5 @@ fn a_job_of_the_version_before_goes_on_to_its_end() {
 /// Checkpoints and chunks of an attempt may go; what was committed stays.
 fn is_artifact(path: &Path) -> bool {
     let path = path.to_str().expect("UTF-8");
-    path.contains("/phases/") && !path.contains("/checkpoints/") && !path.contains(BROKEN_OFF_IN)
+    path.contains("/phases/") && !path.contains("/checkpoints/") && !path.contains(INTERRUPTED_IN)
 }

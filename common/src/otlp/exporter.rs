@@ -229,7 +229,7 @@ struct Trouble {
     /// Since the last line about it.
     lost: u64,
     warned: Option<Instant>,
-    /// The trouble goes on, and a line has said so.
+    /// The trouble continues, and a line has said so.
     is_told: bool,
 }
 

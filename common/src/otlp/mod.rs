@@ -2,7 +2,7 @@
 //!
 //! Spans are values: whoever knows how a piece of work went makes one and gives it to [`send`], which does
 //! nothing where the environment names no collector. Ids derive from names ([`TraceContext`]), so that a
-//! coordinator that takes over goes on with the same spans. Metrics are read from the `/metrics` page.
+//! coordinator that takes over continues with the same spans. Metrics are read from the `/metrics` page.
 
 mod collector;
 mod config;

@@ -35,7 +35,7 @@ pub(crate) struct Faults {
 pub(crate) struct FaultStore {
     inner: Arc<InMemory>,
     faults: Mutex<Faults>,
-    /// Keys that the next listing lacks, as if they were created while it went on.
+    /// Keys that the next listing lacks, as if they were created while it was read.
     hidden: Mutex<Vec<String>>,
     seed: u64,
     drawn: AtomicU64,

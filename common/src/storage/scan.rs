@@ -19,7 +19,7 @@ pub struct Scanned {
 
 impl Store {
     /// Folds all keys below `prefix`, in no particular order and without holding them all. A listing that
-    /// breaks off starts again from `init`.
+    /// fails starts again from `init`.
     pub async fn scan<T: Send>(
         &self,
         prefix: &str,

@@ -62,8 +62,8 @@ struct Contents {
 
 impl ServerTls {
     /// Reads the files, and from then on watches them until `stop`: new connections use new certificates,
-    /// open ones go on as long as those of their clients are accepted. Files that cannot be used are logged,
-    /// and the last good ones stay in use. Must be called within a tokio runtime.
+    /// open ones continue as long as those of their clients are accepted. Files that cannot be used are
+    /// logged, and the last good ones stay in use. Must be called within a tokio runtime.
     pub fn start(files: ServerTlsFiles, stop: CancellationToken) -> Result<Self, TlsError> {
         let contents = Contents::read(&files)?;
         let current = watch::Sender::new(Arc::new(contents.settings()?));

@@ -41,7 +41,7 @@ Examples:
 
 Exit status: 0 on success; 1 on failure, also of the job that `run`, `watch` or `submit --wait`
 followed, or of a check of `doctor`; 2 for wrong usage; 3 if `conform` could not make all checks; 129, 130 or 143 if `run` or `export` was
-stopped by SIGHUP, SIGINT or SIGTERM: the same command goes on.";
+stopped by SIGHUP, SIGINT or SIGTERM: the same command resumes.";
 
 /// Adversarial Preference Optimization as a service: trains a reward model and a language model against each
 /// other.

@@ -79,7 +79,7 @@ pub(crate) async fn logs(args: &LogsArgs) -> Result<()> {
     Ok(())
 }
 
-/// Prints one stream, and keeps in the request where to go on.
+/// Prints one stream, and keeps in the request where to continue.
 async fn read(
     client: &Client,
     request: &mut v1::LogsRequest,

@@ -93,7 +93,7 @@ async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, page: &Page) 
     let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.context("cannot send the request")?;
     let mut answer = Vec::new();
-    stream.take(MAX_ANSWER).read_to_end(&mut answer).await.context("the answer broke off")?;
+    stream.take(MAX_ANSWER).read_to_end(&mut answer).await.context("the answer was interrupted")?;
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 

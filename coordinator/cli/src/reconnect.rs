@@ -6,7 +6,7 @@ use foil_common::rpc;
 use tokio::time::{Instant, sleep};
 use tonic::{Code, Status};
 
-/// Time without a message after which a stream is given up; the job goes on without a reader.
+/// Time without a message after which a stream is given up; the job continues without a reader.
 const TIMEOUT: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(500);
 

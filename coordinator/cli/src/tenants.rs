@@ -16,7 +16,7 @@ pub(crate) enum TenantsCommand {
     List(ListArgs),
     /// Prints a tenant's quota and what it uses.
     Get(TenantArgs),
-    /// Sets limits of a tenant; those not given stay as they are. Running jobs go on, whatever the new
+    /// Sets limits of a tenant; those not given stay as they are. Running jobs continue, whatever the new
     /// limits are.
     Set(SetArgs),
 }

@@ -58,7 +58,7 @@ pub enum Refusal {
         "the client certificate is not accepted: {0}; ask the coordinator's administrator for another, and give it with --tls-cert and --tls-key"
     )]
     Revoked(String),
-    /// The same proof names another principal now, while the call goes on.
+    /// The same proof names another principal now, while the call continues.
     #[error("what the credentials stand for has changed; make the call again")]
     Changed,
 }

@@ -233,7 +233,7 @@ pub enum CauseClass {
     Crash,
     Hang,
     Store,
-    /// A checkpoint could not be read; the next attempt goes on from the one before it.
+    /// A checkpoint could not be read; the next attempt continues from the one before it.
     Checkpoint,
     /// Ranks were asked to stop, because a machine shuts down or for a job of higher priority; their progress
     /// was saved.

@@ -16,7 +16,7 @@ pub struct Span {
     pub attempt: u32,
     pub started: u64,
     pub end: SpanEnd,
-    /// Step of the checkpoint from which training went on; 0 if it began at the start.
+    /// Step of the checkpoint from which training continued; 0 if it began at the start.
     pub resumed_after: u64,
 }
 
@@ -25,7 +25,7 @@ pub enum SpanEnd {
     Running,
     Committed(u64),
     /// The attempt ended before the phase.
-    BrokenOff(u64),
+    Interrupted(u64),
 }
 
 /// An attempt from its start to its end.
@@ -76,7 +76,7 @@ impl Timeline {
                 timeline.spans.extend(next);
             }
             Change::AttemptEnded { attempt, cause } => {
-                timeline.close(SpanEnd::BrokenOff(event.at));
+                timeline.close(SpanEnd::Interrupted(event.at));
                 let open = timeline.attempts.iter_mut().rev().find(|span| span.attempt == *attempt);
                 if let Some(open) = open {
                     let mut message = cause.message.clone();
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_phase_that_was_broken_off_has_a_span_in_each_attempt() {
+    fn an_interrupted_phase_has_a_span_in_each_attempt() {
         let mut state = fixture::state(&[]);
         let phases: Vec<String> = state.phases.iter().map(|phase| phase.id.to_string()).collect();
         let started =
@@ -123,7 +123,7 @@ mod tests {
         let facts: Vec<_> = spans.iter().map(|span| (span.phase, span.attempt, span.resumed_after)).collect();
         assert_eq!(facts, [(0, 1, 0), (0, 2, 7), (1, 2, 0)]);
         let ends: Vec<_> = spans.iter().map(|span| span.end).collect();
-        assert_eq!(ends, [SpanEnd::BrokenOff(20), SpanEnd::Committed(3), SpanEnd::Running]);
+        assert_eq!(ends, [SpanEnd::Interrupted(20), SpanEnd::Committed(3), SpanEnd::Running]);
         let first = state.timeline.attempts[0].end.as_ref().unwrap();
         assert_eq!((first.at, first.class, first.message.len()), (20, CauseClass::Crash, 512));
         assert_eq!(state.timeline.attempts[1].end, None);

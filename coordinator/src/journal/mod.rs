@@ -123,7 +123,7 @@ impl<E: Serialize + DeserializeOwned + 'static> Journal<E> {
     /// Makes events durable, all or none, and returns the number of their record.
     ///
     /// The call itself fixes the order of the events; the future only waits, and dropping it does not cancel
-    /// the append. The owner of the state may therefore go on, as long as nothing leaves the process
+    /// the append. The owner of the state may therefore continue, as long as nothing leaves the process
     /// before the future has completed.
     pub fn append(
         &self,

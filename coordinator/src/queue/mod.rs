@@ -173,7 +173,7 @@ pub fn allocate(queue: &mut Queue) -> Allocation {
 /// Makes the last stalled attempt give its devices back if nothing else can end its wait: another stalled
 /// attempt may hold what it lacks, or the workers left of its release have too few for it and other jobs can
 /// use them, or those of another release are enough for all of it. One at a time: with the devices of the
-/// last, those before it may go on.
+/// last, those before it may continue.
 fn yield_stalled(queue: &Queue, pool: PoolId, supply: Supply, turns: &[usize], allocation: &mut Allocation) {
     let cause = |index: usize| match &allocation.grants[index] {
         Grant::Full => None,

@@ -74,7 +74,7 @@ pub struct StepTaken {
     pub attempt: u32,
     /// From 1.
     pub step: u64,
-    /// Step of the checkpoint from which the attempt goes on; 0 if there is none.
+    /// Step of the checkpoint from which the attempt continues; 0 if there is none.
     pub resumed_after: u64,
     pub seconds: Option<Duration>,
     /// Tokens that the gang read in this step.

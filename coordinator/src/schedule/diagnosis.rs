@@ -208,7 +208,7 @@ fn advice(class: CauseClass) -> &'static str {
         CauseClass::User => "fix the job file",
         CauseClass::Data => "repair the data",
         CauseClass::Nonfinite => "lower the learning rate, or set the step's optimizer.on_nonfinite: skip",
-        CauseClass::Preempted => "none needed: the job goes on when there are devices",
+        CauseClass::Preempted => "none needed: the job continues when there are devices",
         CauseClass::Unreachable => "start foil-worker on that machine with another --advertise-address",
         CauseClass::AgentLost => "look at the worker machine and its network",
         CauseClass::Worker => "look at the worker machine: its ranks make false reports",

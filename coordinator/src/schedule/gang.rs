@@ -266,7 +266,7 @@ impl GangPhase {
             ranks.send(rank, Command::Rendezvous(rendezvous), cx);
         }
         cx.progressed = true;
-        cx.out.because(format!("rank {rank} goes on with {}", self.id));
+        cx.out.because(format!("rank {rank} continues with {}", self.id));
     }
 
     /// Progress as rank 0 reports it: its steps, or its activity before and after them.

@@ -212,7 +212,7 @@ fn drop_checkpoint(failure: &v1::TaskFailure, cx: &mut Context<'_>) {
     let before = cx.state.checkpoints.iter().rev().nth(1);
     let next = before.map_or_else(
         || "training starts this phase again".to_owned(),
-        |before| format!("training goes on after step {}", before.step),
+        |before| format!("training continues after step {}", before.step),
     );
     cx.out.notice(Level::Error, format!("{}: it is dropped, and {next}", failure.message));
     let why = failure.message.clone();

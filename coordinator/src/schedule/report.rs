@@ -13,7 +13,7 @@ pub struct Hello {
     pub attempt: u32,
     pub rank: usize,
     pub secret: String,
-    /// Task that a process goes on with which an earlier leader has welcomed.
+    /// Task that a process continues with which an earlier leader has welcomed.
     pub task: Option<RunningTask>,
 }
 

@@ -1,5 +1,5 @@
-//! Adoption of an attempt that a previous leader has started: its processes go on, and report what they are
-//! working on.
+//! Adoption of an attempt that a previous leader has started: its processes continue, and report what they
+//! are working on.
 
 use super::assignment::{Assignment, ChunkLease};
 use super::attempt::{Attempt, PhaseRun};
@@ -42,7 +42,7 @@ impl Attempt {
         if cx.state.phases.iter().all(|planned| planned.id != lease.phase) {
             return;
         }
-        let because = format!("rank {rank} goes on with chunk {} of {}", lease.chunk, lease.phase);
+        let because = format!("rank {rank} continues with chunk {} of {}", lease.chunk, lease.phase);
         if self.ranks.assign(rank, Assignment::Chunk(lease)) {
             cx.progressed = true;
             cx.out.because(because);

@@ -146,7 +146,7 @@ impl Reason {
             Self::TimedOut(cause) => Some(*cause),
             Self::Preempted { by, .. } => {
                 let message = format!(
-                    "job {by} of higher priority takes its devices; it goes on when there are others"
+                    "job {by} of higher priority takes its devices; it continues when there are others"
                 );
                 let detail = Detail { preempted_by: Some(by), ..Detail::default() };
                 Some(Cause { detail, ..Cause::new(CauseClass::Preempted, &message) })

@@ -258,7 +258,7 @@ impl Session {
         let (job, from) = (self.job.id.clone(), running.from);
         let lines = move |core: &Core| source::running_lines(core, &job, &phase, attempt, from);
         let lines = cx.driver.survey(lines).await.map_err(|_| Failure::obsolete())?;
-        // A new leader has not heard of all steps yet, or the phase is being committed or broken off.
+        // A new leader has not heard of all steps yet, or the phase is being committed or interrupted.
         let Some(lines) = lines.filter(|lines| !lines.is_empty()) else {
             self.running = Some(running);
             return Ok(false);

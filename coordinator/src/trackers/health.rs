@@ -70,7 +70,7 @@ impl Health {
                 tracker = %self.tracker,
                 job,
                 why,
-                "an experiment tracker does not take what it is sent; the job goes on, and the rest is sent when it does"
+                "an experiment tracker does not take what it is sent; the job continues, and the rest is sent when it does"
             );
             (self.warned, self.is_told) = (Some(now), true);
         }

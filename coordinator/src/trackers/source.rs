@@ -2,7 +2,7 @@
 //! the next batch comes out.
 //!
 //! Two things of a log never change, and only they are sent: a committed phase, and the steps of a training
-//! phase up to its last checkpoint. Whoever goes on after a checkpoint reports the same steps with the same
+//! phase up to its last checkpoint. Whoever continues after a checkpoint reports the same steps with the same
 //! figures before it, since the checkpoint holds them. Steps after it may be taken again.
 
 use foil_proto::v1;
@@ -79,7 +79,7 @@ fn steps_of(phase: &Phase, metrics: &[v1::Metric]) -> u64 {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct PhaseFacts {
     pub(super) phase: Phase,
-    /// Start, in milliseconds since the Unix epoch, and the step after which training went on: of each
+    /// Start, in milliseconds since the Unix epoch, and the step after which training continued: of each
     /// attempt that ran it, in order.
     pub(super) starts: Vec<(u64, u64)>,
     /// Milliseconds since the Unix epoch.
@@ -95,7 +95,7 @@ impl PhaseFacts {
         let starts = own.clone().map(|span| (span.started, span.resumed_after)).collect();
         let committed_at = own.clone().find_map(|span| match span.end {
             SpanEnd::Committed(at) => Some(at),
-            SpanEnd::Running | SpanEnd::BrokenOff(_) => None,
+            SpanEnd::Running | SpanEnd::Interrupted(_) => None,
         });
         Some(Self { phase, starts, committed_at })
     }

@@ -5,7 +5,7 @@ use foil_common::failure::FailureClass;
 
 use crate::model::ModelError;
 
-/// A failed training step or phase. The attempt cannot go on: ranks may be at different steps.
+/// A failed training step or phase. The attempt cannot continue: ranks may be at different steps.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
     #[error("there are no rows to train on: look at the data sets' counts and what was dropped from them")]

@@ -1,4 +1,4 @@
-//! A rank's state in host memory, copied while training waits and written while it goes on.
+//! A rank's state in host memory, copied while training waits and written while it continues.
 
 use std::path::Path;
 

@@ -36,7 +36,7 @@ use crate::exposition;
 const PATIENCE: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Answers of a collector, the last of which goes on; requests that were taken go to `taken`.
+/// Answers of a collector, the last of which continues; requests that were taken go to `taken`.
 #[derive(Clone)]
 struct Fake {
     answers: Arc<Mutex<Vec<Answer>>>,

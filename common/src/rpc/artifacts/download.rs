@@ -1,4 +1,4 @@
-//! Downloads, which resume where they broke off.
+//! Downloads, which resume where they were interrupted.
 
 use std::path::Path;
 use std::time::Duration;
@@ -105,7 +105,7 @@ async fn download_into(
     }
 }
 
-/// Writes an object's bytes to `sink` in order, resuming where a connection broke off.
+/// Writes an object's bytes to `sink` in order, resuming where a connection was lost.
 async fn download(
     line: &LeaderChannel,
     object: &v1::Object,

@@ -1,6 +1,6 @@
 //! Transfer of artifacts between a client or a rank and the coordinator: 1 MiB messages, verified by BLAKE3.
 //!
-//! A download resumes where it broke off; an upload restarts. Only unavailability is retried: of the
+//! An interrupted download resumes; an upload restarts. Only unavailability is retried: of the
 //! coordinator for about two minutes, of its store for an hour. Use a separate connection: other calls on it
 //! would wait behind the bytes.
 

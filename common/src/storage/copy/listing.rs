@@ -27,9 +27,9 @@ pub(super) struct Listing {
 
 enum Source {
     Pages {
-        /// The listing in progress; none before it begins, and after it has broken off.
+        /// The listing in progress; none before it begins, and after it has failed.
         open: Option<BoxStream<'static, object_store::Result<ObjectMeta>>>,
-        /// Where the listing goes on, if it has to begin again.
+        /// Where the listing continues, if it has to begin again.
         after: Option<Path>,
         page: vec::IntoIter<Scanned>,
         over: bool,

@@ -9,8 +9,9 @@
 //!
 //! Both passes walk source and target side by side in the order of their keys, so that what is there is known
 //! without a request for each object, and without a list of them: [`listing`] has a page of keys in memory,
-//! whatever a store holds. The second listing of the source finds what came while the first went on. The
-//! log's live part, which every coordinator reads as a whole, is in memory from its reading to its writing.
+//! whatever a store holds. The second listing of the source finds what came while the first was in progress.
+//! The log's live part, which every coordinator reads as a whole, is in memory from its reading to its
+//! writing.
 
 mod listing;
 mod pairs;
@@ -25,7 +26,7 @@ use super::{Put, Store, StoreError};
 
 /// Number of objects copied concurrently.
 const PARALLEL: usize = 8;
-/// Size limit of an object without a sidecar. A larger one is the rest of a write that broke off.
+/// Size limit of an object without a sidecar. A larger one is the rest of an interrupted write.
 const MAX_PLAIN_BYTES: u64 = 1 << 20;
 
 /// The result of a copy.
@@ -35,7 +36,7 @@ pub struct Copied {
     pub objects: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Those of them that were there before, from a copy that broke off; roughly, if the source is written
+    /// Those of them that were there before, from an interrupted copy; roughly, if the source is written
     /// to.
     pub present: u64,
     /// Records of the log, and of its snapshots.
@@ -67,7 +68,7 @@ pub enum CopyError {
 }
 
 /// Copies a store's log, and its objects below `prefixes`, to a place without a log. Each object is verified
-/// against its hash on the way. A copy that broke off may be repeated, and goes on.
+/// against its hash on the way. An interrupted copy may be repeated, and resumes.
 ///
 /// `progress` is called with each object's size, when it is in the target.
 pub async fn copy(
@@ -104,7 +105,7 @@ pub async fn copy(
     copied.present = copied.present.min(copied.objects);
     // Snapshots first: records without theirs are no log, and say so.
     for (key, bytes) in export.snapshots.into_iter().chain(export.records) {
-        // A copy that broke off may have left a snapshot.
+        // An interrupted copy may have left a snapshot.
         if to.create(&key, bytes.clone()).await? == Put::Exists && to.get(&key).await? != bytes {
             return Err(CopyError::Occupied { location: to.location().to_owned() });
         }

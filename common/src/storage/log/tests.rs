@@ -254,7 +254,7 @@ impl Outcome {
     }
 }
 
-/// Leaders take over from one another (the former ones go on appending) over a store that fails.
+/// Leaders take over from one another (the former ones continue appending) over a store that fails.
 async fn world(seed: u64, script: &[(usize, bool)], settle: Settle) -> Outcome {
     let inner = Arc::new(InMemory::new());
     let faults = Faults { refuse_put: 15, lose_reply: 25, refuse_get: 15, ..Faults::default() };

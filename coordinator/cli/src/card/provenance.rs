@@ -60,7 +60,7 @@ impl Provenance {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             read => read.with_context(|| format!("cannot read {}", path.display()))?,
         };
-        let advice = "remove it to go on without it, or pull the model again";
+        let advice = "remove it to continue without it, or pull the model again";
         let found: Self = serde_json::from_slice(&bytes)
             .with_context(|| format!("{} is damaged; {advice}", path.display()))?;
         if found.format != FORMAT {

@@ -40,8 +40,8 @@ pub(crate) struct ExportArgs {
     /// directory (runs/hh/policy@best), or a directory with a model.
     #[arg(value_name = "MODEL", value_parser = job_or_directory)]
     what: String,
-    /// Output directory. It appears when the export is complete; the same command goes on with one that was
-    /// broken off.
+    /// Output directory. It appears when the export is complete; the same command continues with one that
+    /// was interrupted.
     #[arg(value_name = "DIR")]
     dir: PathBuf,
     /// Number format of the weights, rounded to the nearest. Default: as they are
@@ -92,7 +92,7 @@ pub(crate) async fn export(args: &ExportArgs) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         (Err(error), Some(cause)) if error.is::<Stopped>() => {
-            stdout::note("stopped; the same command goes on with the export");
+            stdout::note("stopped; the same command resumes the export");
             Ok(ExitCode::from(cause.exit_code()))
         }
         (Err(error), _) => Err(error),

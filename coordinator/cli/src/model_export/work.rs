@@ -1,5 +1,5 @@
 //! The directory that an export is made in: beside its target, so that it takes its place by one rename. An
-//! export that was broken off goes on in it.
+//! export that was interrupted continues in it.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_off_export_goes_on_and_another_one_begins_anew() {
+    fn an_interrupted_export_resumes_and_another_one_starts_over() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("export");
         let mut work = Work::open(&target, json!(1)).unwrap();

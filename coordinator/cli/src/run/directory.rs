@@ -78,7 +78,7 @@ impl Directory {
         write_atomic(&self.path.join(SPEC), &serde_json::to_vec_pretty(spec)?)
     }
 
-    /// Lets `foil ui` and `foil report` of this directory find the run while it goes on.
+    /// Lets `foil ui` and `foil report` of this directory find the run while it is in progress.
     pub(super) fn announce(&self, url: &str, job: &str) {
         let (url, job) = (url.trim_end_matches('/').to_owned(), job.to_owned());
         if let Err(error) = (Holder { program: Program::Run, url, job }).announce(&self.lock) {

@@ -21,7 +21,7 @@ pub(crate) struct CopyArgs {
     /// Store to copy: a directory, or a URL as for `foil serve --store`.
     #[arg(value_name = "FROM")]
     from: String,
-    /// Where to: a directory or URL that holds no log yet. A copy that broke off goes on where it was.
+    /// Where to: a directory or URL that holds no log yet. An interrupted copy resumes.
     #[arg(value_name = "TO")]
     to: String,
     #[command(flatten)]

@@ -17,7 +17,7 @@ use super::stdout;
 #[derive(Debug, Args)]
 pub(crate) struct UiArgs {
     /// A job: its id, a prefix of it, or its name (its newest job); or the directory of a `foil run`:
-    /// the page of one that goes on; one that has ended is served on this machine alone until ctrl-c.
+    /// the page of one in progress; one that has ended is served on this machine alone until ctrl-c.
     /// Default: the list of jobs
     #[arg(value_name = "JOB|DIR", value_parser = job_or_directory)]
     what: Option<String>,
@@ -52,7 +52,7 @@ async fn serve(directory: &Path, args: &UiArgs) -> Result<()> {
     let stop = shutdown::on_signal()?;
     let run = match LocalRun::open(directory, args.port, telemetry::install_metrics()?).await {
         Ok(run) => run,
-        // A run that goes on serves its page itself.
+        // A run in progress serves its page itself.
         Err(error) => match error.downcast_ref() {
             Some(InUse::Served { by, .. }) if by.program == Program::Run => {
                 return show(&by.page(), args.no_browser);

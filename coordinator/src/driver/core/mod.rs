@@ -117,7 +117,7 @@ pub struct Core {
     trouble: Option<String>,
     /// Devices were released or ranks lost since the last allocation.
     released: bool,
-    /// An illegal event, which is a bug: the process must not go on.
+    /// An illegal event, which is a bug: the process must not continue.
     fault: Option<StateError>,
 }
 
@@ -207,7 +207,7 @@ impl Core {
         Ok(core)
     }
 
-    /// Adopts the previous leader's attempts: their ranks go on and reconnect. Those not heard within the
+    /// Adopts the previous leader's attempts: their ranks continue and reconnect. Those not heard within the
     /// fence period are considered lost.
     pub fn recover(&mut self, now: Now) {
         for id in self.order.clone() {
@@ -237,7 +237,7 @@ impl Core {
         self.erase_deleted();
     }
 
-    /// Takes the pending output, or the error after which the process must not go on.
+    /// Takes the pending output, or the error after which the process must not continue.
     pub fn drain(&mut self) -> Result<Outbox, StateError> {
         match self.fault.take() {
             Some(fault) => Err(fault),
@@ -321,7 +321,7 @@ impl Core {
         let notice = match (&self.trouble, &trouble) {
             (None, Some(trouble)) => Some((Level::Warning, waits_for_store(trouble))),
             (Some(_), None) => {
-                Some((Level::Info, "the store is available again; the job goes on".to_owned()))
+                Some((Level::Info, "the store is available again; the job continues".to_owned()))
             }
             _ => None,
         };

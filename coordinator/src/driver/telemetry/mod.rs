@@ -42,7 +42,7 @@ impl Drop for Telemetry {
 }
 
 impl Telemetry {
-    /// The telemetry of a leader that goes on after a log's events.
+    /// The telemetry of a leader that continues after a log's events.
     pub(super) fn new(events: &[Event], now: Now) -> Self {
         let tracer = otlp::sends_spans().then(|| {
             let (tracer, spans) = Tracer::replay(events, now.wall.saturating_sub(SEND_AGAIN));

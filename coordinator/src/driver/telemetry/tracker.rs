@@ -43,7 +43,7 @@ struct Tracked {
 /// A map phase of fewer chunks has no straggler.
 const MIN_CHUNKS: usize = 3;
 
-/// A recovery goes on until the next attempt commits something; times in milliseconds since 1970.
+/// A recovery continues until the next attempt commits something; times in milliseconds since 1970.
 #[derive(Debug, Clone, Copy)]
 enum Recovery {
     /// Waits for devices since the end of an attempt.
@@ -157,7 +157,7 @@ mod tests {
         }
         // The rank lost its connection, and says again what it has reported.
         assert_eq!(tracker.step("j", &step(1, 4, 0)), Report::Repeated);
-        // Attempt 2 goes on after a checkpoint of step 3.
+        // Attempt 2 continues after a checkpoint of step 3.
         let second: Vec<Report> = (1..=7).map(|number| tracker.step("j", &step(2, number, 3))).collect();
         let expected = [[Report::Repeated; 3].as_slice(), &[Report::Replayed; 2], &[Report::New; 2]].concat();
         assert_eq!(second, expected);

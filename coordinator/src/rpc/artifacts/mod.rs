@@ -121,7 +121,7 @@ impl Artifacts for ArtifactsService {
             }
             return Ok(Response::new(v1::PutResponse { object: Some(named(object)) }));
         }
-        // Writes of jobs are not refused: those that were submitted go on.
+        // Writes of jobs are not refused: those that were submitted continue.
         let admitted = match is_rank {
             true => None,
             false => self.upload_quota.admit(&caller.tenant, begin.size, &*self.attempts).await?,

@@ -110,7 +110,7 @@ impl HttpBody for RevocableBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        // First, or a service that never pauses would go on for ever.
+        // First, or a service that never pauses would continue for ever.
         if let Some(revoked) = &mut self.revoked
             && let Poll::Ready(status) = revoked.as_mut().poll(context)
         {

@@ -1,4 +1,4 @@
-//! How far each log was read, as a token of a stream that goes on there.
+//! How far each log was read, as a token of a stream that continues there.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -120,7 +120,7 @@ impl Steps {
         let mut from = 0;
         loop {
             let lines = driver.running_steps(job, &phase.id, from, LINES_BYTES).await.map_err(stopped)?;
-            // It may have been committed or broken off meanwhile.
+            // It may have been committed or interrupted meanwhile.
             let Some(lines) = lines.filter(|lines| !lines.is_empty()) else { break };
             from += lines.len();
             for line in lines.lines() {

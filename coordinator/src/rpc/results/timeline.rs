@@ -43,7 +43,7 @@ fn wire_span(state: &JobState, span: &Span) -> v1::TimelineSpan {
     let (outcome, ended) = match span.end {
         SpanEnd::Running => (v1::SpanOutcome::Running, None),
         SpanEnd::Committed(at) => (v1::SpanOutcome::Committed, Some(at)),
-        SpanEnd::BrokenOff(at) => (v1::SpanOutcome::BrokenOff, Some(at)),
+        SpanEnd::Interrupted(at) => (v1::SpanOutcome::Interrupted, Some(at)),
     };
     v1::TimelineSpan {
         phase: phase.map(|phase| phase.id.to_string()).unwrap_or_default(),
@@ -103,7 +103,7 @@ mod tests {
         assert_eq!((attempt.end_class.as_str(), attempt.end_message.as_str()), ("out_of_memory", "no room"));
         assert!(attempt.ranks.is_empty() && attempt.ended_at == Some(timestamp(9)));
         let last = &whole.spans[2];
-        assert_eq!((last.outcome(), last.ended_at), (v1::SpanOutcome::BrokenOff, Some(timestamp(9))));
+        assert_eq!((last.outcome(), last.ended_at), (v1::SpanOutcome::Interrupted, Some(timestamp(9))));
         assert_eq!(last.phase, state.phases[2].id);
         let (first, second) = (page(&state, 0, 2), page(&state, 2, 2));
         assert_eq!((first.next_page_token.as_str(), second.next_page_token.as_str()), ("2", ""));

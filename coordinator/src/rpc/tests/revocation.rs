@@ -73,7 +73,7 @@ async fn the_streams_of_a_token_end_when_it_is_taken_away_and_no_others() {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 
-    // Another principal's stream goes on to its end.
+    // Another principal's stream continues to its end.
     let cancel = v1::CancelJobRequest { id: "j1".into() };
     site.jobs("vision", Role::Submitter).cancel(cancel).await.unwrap();
     while timeout(Duration::from_secs(20), other.message()).await.unwrap().unwrap().is_some() {}

@@ -91,7 +91,7 @@ fn a_gang_meets_at_rank_0_and_commits_the_result_that_all_agree_on() {
     let artifact = harness.state.artifact("policy@0").unwrap();
     let files: Vec<&str> = artifact.objects.iter().map(|object| object.path.as_str()).collect();
     assert_eq!(files, ["model.safetensors", "tokenizer.json"], "the tokenizer comes from the start model");
-    assert_eq!(harness.held(), [Some(0), Some(1)], "the next phase goes on with the same processes");
+    assert_eq!(harness.held(), [Some(0), Some(1)], "the next phase continues with the same processes");
     // Ranks repeat their reports to a new leader, because they do not know what the previous one received.
     harness.report(1, report).unwrap();
     assert_eq!(harness.held(), [Some(0), Some(1)], "a repeated report costs no rank its slot");

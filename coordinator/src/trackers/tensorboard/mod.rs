@@ -1,7 +1,7 @@
 //! TensorBoard's event files, beside a job's artifacts in the store.
 //!
 //! A batch is a file. Files are numbered by small entries that are created once; an entry names its file, and
-//! the place in the job's log up to which the files go. So a new leader goes on where the last entry ends,
+//! the place in the job's log up to which the files go. So a new leader continues where the last entry ends,
 //! and of two leaders only one makes the next entry: nothing is there twice, and nothing is missing.
 
 mod events;

@@ -45,7 +45,7 @@ export class Plot {
     });
   }
 
-  /** Reads the colors anew. */
+  /** Reads the colors again. */
   recolor() {
     this.drawing.theme = theme();
     this.rebuild();

@@ -12,7 +12,7 @@ export interface Running {
   phase: string;
   /** Seconds since it began in this attempt. */
   seconds: number;
-  /** Done part at that beginning: more than 0 if it went on from a checkpoint. */
+  /** Done part at that beginning: more than 0 if it continued from a checkpoint. */
   from: number;
 }
 

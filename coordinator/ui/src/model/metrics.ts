@@ -125,7 +125,7 @@ export const CHARTS: ChartDef[] = [
     title: "Standardized reward gain",
     side: "policy",
     lines: one("reward_gain", "gain over the start policy"),
-    unit: "standard deviations",
+    unit: "SD",
     start: 0,
     note: "Reward minus the start policy's on the same prompts, in standard deviations of the latter, by the round's own reward model.",
   },

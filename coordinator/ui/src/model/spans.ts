@@ -25,12 +25,12 @@ const OUTCOMES: Record<SpanOutcome, Outcome> = {
   [SpanOutcome.UNSPECIFIED]: "broken",
   [SpanOutcome.RUNNING]: "running",
   [SpanOutcome.COMMITTED]: "committed",
-  [SpanOutcome.BROKEN_OFF]: "broken",
+  [SpanOutcome.INTERRUPTED]: "broken",
 };
 
 /** A span with the reason for which its attempt ended, if that broke it off. */
 export function spanOf(span: TimelineSpan, attempts: TimelineAttempt[]): Span {
-  const ended = span.outcome === SpanOutcome.BROKEN_OFF ? attempts.find((one) => one.attempt === span.attempt) : undefined;
+  const ended = span.outcome === SpanOutcome.INTERRUPTED ? attempts.find((one) => one.attempt === span.attempt) : undefined;
   const { round, work } = phaseParts(span.phase);
   const from = millis(span.startedAt ?? ({ seconds: 0n, nanos: 0 } as Timestamp));
   return {
@@ -47,7 +47,7 @@ export function spanOf(span: TimelineSpan, attempts: TimelineAttempt[]): Span {
   };
 }
 
-/** Spans as far as events tell them, where there is no timeline: a phase that starts again was broken off. */
+/** Spans as far as events tell them, where there is no timeline: a phase that starts again was interrupted. */
 export function spansOf(entries: Entry[], ended: number | undefined): Span[] {
   const spans: Span[] = [];
   let open: Span | undefined;

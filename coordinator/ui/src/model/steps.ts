@@ -3,7 +3,7 @@ import type { PhaseSteps, StepCurve } from "../../gen/foil/v1/results.js";
 import type { ChartSpec, Point, Series } from "../chart/spec.js";
 
 export const KINDS: Record<string, string> = {
-  sft: "Supervised fine-tuning",
+  sft: "SFT",
   train_reward: "Reward model",
   train_policy: "Policy",
 };

@@ -47,7 +47,7 @@ export function ComparePage({ report }: { report: Report }) {
             </button>
           </div>
           <span class="muted">
-            {perRun ? "A line for each run; bars reach one standard error up and down." : "Lines are means over seeds; bands are 95 % intervals of the mean by Student's t over seeds."}
+            {perRun ? "One line per run; error bars show one standard error." : "Lines are means over seeds; bands are 95 % confidence intervals of the mean (Student's t)."}
           </span>
         </div>
       )}

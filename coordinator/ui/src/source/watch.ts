@@ -8,7 +8,7 @@ import type { WatchObserver } from "./source.js";
 type Open = (afterRevision: bigint, signal: AbortSignal) => AsyncIterable<JobEvent>;
 type Pause = (ms: number, signal: AbortSignal) => Promise<void>;
 
-/** Reads events to the job's last; a broken stream goes on after the last revision that was seen. */
+/** Reads events to the job's last; a broken stream continues after the last revision that was seen. */
 export async function follow(open: Open, observer: WatchObserver, signal: AbortSignal, wait: Pause = pause): Promise<void> {
   let [revision, tries] = [0n, 0];
   while (!signal.aborted) {

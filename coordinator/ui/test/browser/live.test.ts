@@ -41,7 +41,7 @@ browserTest("a job is followed from its queue to its end without a reload", oneJ
   assert.equal(await page.title(), "live (succeeded) · Foil");
 });
 
-browserTest("a broken stream is told, and goes on after the last revision", oneJob, async ({ page, url }, world) => {
+browserTest("a broken stream is told, and continues after the last revision", oneJob, async ({ page, url }, world) => {
   const made = world.jobs.get(ID)!;
   made.state(JobState.RUNNING, { attempt: 1, startedAt: made.job.submittedAt! });
   made.start();

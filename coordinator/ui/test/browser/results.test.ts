@@ -123,7 +123,7 @@ browserTest("a job's data is told with its sources and hashes", gallery, async (
   await page.goto(url + jobPath(RUNNING, "data"));
   const rows = (label: string) => page.getByRole("region", { name: label, exact: true }).locator("tbody tr");
   await rows("Sources").first().waitFor();
-  assert.deepEqual(await rows("Sources").first().locator("th, td").allInnerTexts(), ["preferences", "pairs.jsonl.gz", "2,218", "66.7 %", "2", "12 max prompt tokens"]);
+  assert.deepEqual(await rows("Sources").first().locator("th, td").allInnerTexts(), ["preferences", "pairs.jsonl.gz", "2,218", "66.7 %", "2", "12 by max_prompt_tokens"]);
   const file = rows("Files").first();
   assert.equal(await file.locator("td").first().innerText(), "pairs.jsonl.gz");
   assert.match((await file.locator("button").getAttribute("title"))!, /^[0-9a-f]{64} /);

@@ -91,7 +91,7 @@ function recovered(made: MadeJob) {
   for (const later of made.spans.slice(index + 1)) later.attempt = 2;
   Object.assign(span, { startedAt: at((middle + 8) * 1000), resumedAfterStep: 30n });
   made.job.attempt = 2;
-  made.notice("warning", "attempt 1 failed: agent gpu-2 was not heard for 30 s; going on from the checkpoint after step 30 of r02.policy.train");
+  made.notice("warning", "attempt 1 failed: agent gpu-2 was not heard for 30 s; continuing from the checkpoint after step 30 of r02.policy.train");
   made.start();
   made.progress(37, 90, "steps");
 }

@@ -145,7 +145,7 @@ export class MadeJob {
   /** Ends the running span as a failed attempt does. */
   breakOff() {
     const span = this.spans[this.spans.length - 1];
-    if (span) Object.assign(span, { endedAt: at(Date.now()), outcome: SpanOutcome.BROKEN_OFF });
+    if (span) Object.assign(span, { endedAt: at(Date.now()), outcome: SpanOutcome.INTERRUPTED });
   }
 
   /** Breaks all open streams. */
@@ -324,7 +324,7 @@ export class World {
       const attempts = numbers.map((attempt) => {
         const own = made.spans.filter((span) => span.attempt === attempt);
         const last = own[own.length - 1]!;
-        const broken = last.outcome === SpanOutcome.BROKEN_OFF;
+        const broken = last.outcome === SpanOutcome.INTERRUPTED;
         const running = !broken && !isEnded(made.job);
         return {
           attempt,

@@ -25,7 +25,7 @@ const started = (phase: string, attempt = 1): JobEvent["event"] => ({ oneofKind:
 const committed = (phase: string, seconds = 5): JobEvent["event"] => ({ oneofKind: "phaseCommitted", phaseCommitted: { phase, seconds, metrics: [] } });
 const progress = (phase: string, done: number): JobEvent["event"] => ({ oneofKind: "phaseProgress", phaseProgress: { phase, done: BigInt(done), total: 10n, unit: "steps", step: [] } });
 
-test("a broken stream goes on after the last revision, until the job's end", async () => {
+test("a broken stream continues after the last revision, until the job's end", async () => {
   const asked: bigint[] = [];
   const told: string[] = [];
   const streams: (JobEvent | Error)[][] = [
@@ -52,7 +52,7 @@ test("a broken stream goes on after the last revision, until the job's end", asy
   await follow(open, observer, new AbortController().signal, async (ms) => void waits.push(ms));
   assert.deepEqual(asked, [0n, 4n, 4n, 4n]);
   assert.deepEqual(told, ["job", "phaseStarted", "lost: gone", "lost: not yet", "job", "lost: The stream of events ended early.", "job"]);
-  assert.ok(waits[1]! > waits[0]! && waits[2]! < waits[1]!, `pauses grow, and begin anew after an event: ${waits}`);
+  assert.ok(waits[1]! > waits[0]! && waits[2]! < waits[1]!, `pauses grow, and begin again after an event: ${waits}`);
 });
 
 test("a stream that is refused is not opened again", async () => {

@@ -1,7 +1,7 @@
 //! Attacks a running coordinator in every way that it must withstand, and checks that nobody else notices.
 //!
 //! A coordinator with few file descriptors and an agent, both real processes, run the shrunken letters job.
-//! Meanwhile one attack after another goes on and a probe lists jobs continuously; the job must end with the
+//! Meanwhile one attack after another runs and a probe lists jobs continuously; the job must end with the
 //! weights of a run without attacks, bit for bit.
 
 // The report goes to standard output.

@@ -132,7 +132,7 @@ async fn measure(args: &Args) -> Result<()> {
 }
 
 /// Counts what is written while nobody asks for anything, from when the last request's writes have ended. The
-/// leader's heartbeat is one small object, written anew every second.
+/// leader's heartbeat is one small object, written again every second.
 async fn idle(service: &Service, seconds: u64) {
     const QUIET: Duration = Duration::from_secs(3);
     let store = service.at("store");

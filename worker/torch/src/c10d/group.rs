@@ -15,7 +15,7 @@ pub fn nccl_built() -> bool {
 }
 
 /// Time for which this thread has waited so far for other ranks in collectives of tensors on the CPU. Those
-/// of tensors on a GPU are not in it: the device waits for them, while the host goes on.
+/// of tensors on a GPU are not in it: the device waits for them, while the host continues.
 pub fn waited() -> Duration {
     Duration::from_nanos(ffi::waited_nanoseconds())
 }

@@ -21,7 +21,7 @@ struct Counting {
     inner: Arc<InMemory>,
     listed: Arc<AtomicU64>,
     written: Arc<AtomicU64>,
-    /// Number of keys after which a listing breaks off, once; 0 for never.
+    /// Number of keys after which a listing fails, once; 0 for never.
     breaks_after: Arc<AtomicU64>,
     is_reversed: bool,
 }
@@ -163,7 +163,7 @@ async fn a_listing_that_breaks_off_goes_on_where_it_was() {
         store.breaks_after.store(breaks_after, Ordering::Relaxed);
         let found = keys(&mut Listing::new(&store.store(), "jobs")).await;
         assert_eq!(store.breaks_after.load(Ordering::Relaxed), 0, "it was to break off after {breaks_after}");
-        assert_eq!(found.len(), 2 * PAGE, "broken off after {breaks_after}");
+        assert_eq!(found.len(), 2 * PAGE, "interrupted after {breaks_after}");
     }
 }
 

@@ -117,7 +117,7 @@ async fn a_copy_of_a_store_in_use_holds_all_that_its_log_names() {
                 Err(error) => assert!(!service.named.contains(&name), "seed {seed}: {error}"),
             }
         }
-        // The copy is a store that a service can go on with.
+        // The copy is a store that a service can continue with.
         let (_, state) = Log::lead(to, "b").await.unwrap();
         assert_eq!(state.next.checked_sub(1), copied.last_record, "seed {seed}");
     }

@@ -116,7 +116,7 @@ fn while_it_recovers_and_after_a_failover() {
         let mut simulator = Simulator::new(seed);
         until(&mut simulator, "working", |simulator| simulator.state().committed.len() as u64 >= seed);
         simulator.restart();
-        assert_eq!(simulator.core.attempts().len(), 1, "its ranks go on");
+        assert_eq!(simulator.core.attempts().len(), 1, "its ranks continue");
         // Before any agent has come back.
         cancel(&mut simulator, "right after a failover");
     }

@@ -174,7 +174,7 @@ impl Simulator {
         self.core = Core::replay(self.log.clone(), term, Liveness::default(), Deadlines::default(), issuer())
             .unwrap();
         self.agents.values_mut().for_each(|connection| *connection = None);
-        // Ranks go on and reconnect; agents tell the new coordinator what is running and what has ended.
+        // Ranks continue and reconnect; agents tell the new coordinator what is running and what has ended.
         self.pending.retain(|pending| matches!(pending, Pending::Exit { .. }));
         for rank in self.ranks.values_mut() {
             rank.connected = false;

@@ -208,7 +208,7 @@ fn a_job_whose_timeout_is_over_while_it_waits_ends_too() {
     while simulator.core.state("limited").unwrap().committed.is_empty() {
         simulator.step();
     }
-    // Two devices are gone, and the attempt cannot go on.
+    // Two devices are gone, and the attempt cannot continue.
     let connection = simulator.agents.remove("b").flatten().unwrap();
     simulator.core.agent_disconnected("b", connection, simulator.now);
     simulator.ranks.retain(|_, rank| rank.agent != "b");

@@ -1,5 +1,5 @@
 //! Spans of jobs, made from the log's events. Pure: the same events give the same spans, so that a leader
-//! that takes over goes on where the one before it ended.
+//! that takes over continues where the one before it ended.
 
 #[cfg(test)]
 mod tests;
@@ -180,7 +180,8 @@ impl Traced {
         Some(span)
     }
 
-    /// The end of the current phase, and of the attempt's share of it; the attempt goes on with the next one.
+    /// The end of the current phase, and of the attempt's share of it; the attempt continues with the next
+    /// one.
     fn commit(&mut self, at: u64) -> Vec<Span> {
         let mut spans = self.end_attempt(End::done(at));
         spans.extend(self.end_phase(End::done(at)));

@@ -39,7 +39,7 @@ export function DataTab({ job }: TabProps) {
               { head: "Rows", class: "number", cell: (row) => count(row.rows) },
               { head: "Share", class: "number", cell: (row) => `${fixed(100 * row.share, 1)} %` },
               { head: "Weight", class: "number", cell: (row) => row.weight ?? NONE },
-              { head: "Left out", cell: (row) => row.dropped.map((one) => `${count(one.rows)} ${words(one.reason)}`).join(", ") || NONE },
+              { head: "Left out", cell: (row) => row.dropped.map((one) => `${count(one.rows)} by ${one.reason}`).join(", ") || NONE },
             ]}
           />
         </Section>

@@ -10,7 +10,7 @@ const LANE = 22;
 const HEAD = 22;
 const ZOOMS = [1, 2, 4, 8, 16, 32];
 
-const OUTCOMES = { committed: "committed", running: "running", broken: "broken off" };
+const OUTCOMES = { committed: "committed", running: "running", broken: "interrupted" };
 
 export function spanText(span: Span, now: number): string {
   const seconds = ((span.to ?? now) - span.from) / 1000;
@@ -18,7 +18,7 @@ export function spanText(span: Span, now: number): string {
     span.phase,
     `attempt ${span.attempt}`,
     `${OUTCOMES[span.outcome]} after ${duration(seconds)}`,
-    span.resumedAfterStep > 0n ? `went on after step ${span.resumedAfterStep}` : "",
+    span.resumedAfterStep > 0n ? `resumed after step ${span.resumedAfterStep}` : "",
     span.failure === "" ? "" : `${span.failureClass}: ${span.failure}`,
   ];
   return parts.filter((part) => part !== "").join(", ");
@@ -47,13 +47,13 @@ export function Lanes({ spans, entries }: { spans: Span[]; entries: Entry[] }) {
   const broken = spans.filter((span) => span.outcome === "broken").length;
   const laneAt = new Map(lanes.lanes.map((lane, i) => [lane.name, HEAD + i * LANE]));
   const laneOf = new Map(spans.map((span) => [span.phase, span.lane]));
-  const label = `Timeline from ${dateTime(lanes.from)} to ${dateTime(lanes.to)}: ${spans.length} spans of ${lanes.lanes.length} kinds of phases, ${broken} broken off. The table on the tab Timeline has them all.`;
+  const label = `Timeline from ${dateTime(lanes.from)} to ${dateTime(lanes.to)}: ${spans.length} spans of ${lanes.lanes.length} kinds of phases, ${broken} interrupted. The table on the tab Timeline has them all.`;
   return (
     <div class="card timeline">
       <div class="timeline-tools">
         <span class="key key-committed">committed</span>
         <span class="key key-running">running</span>
-        <span class="key key-broken">broken off</span>
+        <span class="key key-broken">interrupted</span>
         {checkpoints.length > 0 && <span class="key key-checkpoint">checkpoint</span>}
         <span class="grow" />
         <div class="segments" role="group" aria-label="Zoom">

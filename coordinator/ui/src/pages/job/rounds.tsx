@@ -14,7 +14,7 @@ export function RoundsTab({ job }: TabProps) {
     <>
       <RoundsTable job={job} />
       <p class="legend-note">
-        Bars reach one standard error up and down; of a rate of 0 or 1, which has none, they are its 95 % interval. A ring marks the best round.
+        Error bars show one standard error; for a rate of 0 or 1, the 95 % interval. A ring marks the best round.
       </p>
       {groups.map((group) => (
         <Section key={group.name} title={group.name}>

@@ -68,11 +68,11 @@ function Spans({ spans }: { spans: Span[] }) {
       title="Phases"
       aside={
         <label class="check">
-          <input type="checkbox" checked={broken} onChange={(event) => setBroken(event.currentTarget.checked)} /> broken off only
+          <input type="checkbox" checked={broken} onChange={(event) => setBroken(event.currentTarget.checked)} /> interrupted only
         </label>
       }
     >
-      {found.length === 0 && <Empty>No phase was broken off.</Empty>}
+      {found.length === 0 && <Empty>No phase was interrupted.</Empty>}
       {found.length > 0 && (
         <Table
           label="Phases, the last one first"
@@ -95,8 +95,8 @@ function Spans({ spans }: { spans: Span[] }) {
 function SpanEnd({ span }: { span: Span }) {
   return (
     <>
-      <span class={`outcome-${span.outcome}`}>{span.outcome === "broken" ? "broken off" : span.outcome}</span>{" "}
-      {span.resumedAfterStep > 0n && <span class="muted">went on after step {String(span.resumedAfterStep)} </span>}
+      <span class={`outcome-${span.outcome}`}>{span.outcome === "broken" ? "interrupted" : span.outcome}</span>{" "}
+      {span.resumedAfterStep > 0n && <span class="muted">resumed after step {String(span.resumedAfterStep)} </span>}
       {span.failure !== "" && (
         <>
           <span class="failure-class">{words(span.failureClass)}</span> <LongText text={span.failure} shown={400} />

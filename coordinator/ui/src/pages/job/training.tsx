@@ -48,7 +48,7 @@ export function TrainingTab({ job, version }: TabProps) {
             ))}
           </div>
           <span class="muted">
-            Rounds follow one another. Lines are means of neighboring steps, bands reach from the least to the greatest. Drag to zoom, double-click to reset.
+            Lines show the mean of neighboring steps; bands, their minimum and maximum. Drag to zoom, double-click to reset.
           </span>
         </div>
       )}

@@ -128,7 +128,7 @@ impl Target {
         Ok(Self { runtime, aim: Aim { url, job: job.to_owned(), object, spec } })
     }
 
-    /// Calls `act` while the attack goes on.
+    /// Calls `act` while the attack runs.
     pub(crate) fn while_under<T>(&self, attack: Attack, act: impl FnOnce() -> Result<T>) -> Result<T> {
         let attackers: Vec<_> = (0..attack.at_once)
             .map(|_| {
