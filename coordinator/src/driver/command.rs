@@ -8,9 +8,9 @@ use foil_proto::v1;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tonic::Status;
 
+use super::core::NotAdmitted;
 use super::core::{Core, DeleteError, PinError, Refusal};
 use crate::auth::Scope;
-use crate::cluster::NameTaken;
 use crate::job::{JobState, Submitted, view};
 use crate::schedule::{Hello, ProtocolError, Report};
 use crate::tenant::{Quota, QuotaExceeded, Tenant, TenantStatus};
@@ -223,7 +223,7 @@ pub(super) enum Command {
         hello: v1::AgentRegister,
         connection: u64,
         commands: AgentCommands,
-        reply: oneshot::Sender<Result<(), NameTaken>>,
+        reply: oneshot::Sender<Result<(), NotAdmitted>>,
     },
     AgentHeartbeat {
         agent: String,

@@ -8,9 +8,9 @@ use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
 use super::command::{Command, Found, SendReply, Stopped, StreamEnd, SubmitError, Survey};
+use super::core::NotAdmitted;
 use super::core::{Core, RankWriter};
 use crate::clock::Now;
-use crate::cluster::NameTaken;
 use crate::job::Submitted;
 use crate::schedule::{Hello, ProtocolError, Report};
 use crate::secret;
@@ -132,7 +132,7 @@ impl Handle {
         hello: v1::AgentRegister,
         connection: u64,
         commands: mpsc::Sender<Result<v1::AgentCommand, Status>>,
-    ) -> Result<Result<(), NameTaken>, Stopped> {
+    ) -> Result<Result<(), NotAdmitted>, Stopped> {
         self.ask(|reply| Command::AgentRegistered { hello, connection, commands, reply }).await
     }
 

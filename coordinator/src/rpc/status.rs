@@ -9,8 +9,8 @@ use foil_common::storage::StoreError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::cluster::NameTaken;
 use crate::collector::BeingDeleted;
+use crate::driver::core::NotAdmitted;
 use crate::driver::{Stopped, SubmitError};
 use crate::leadership::NotLeading;
 use crate::plan::TooLarge;
@@ -162,11 +162,19 @@ pub(crate) fn other_spec(request_id: &str, job: &str) -> Status {
     status(Code::AlreadyExists, "REQUEST_ID_REUSED", message, details)
 }
 
-/// Status for an agent whose name is taken.
-pub(crate) fn name_taken(taken: &NameTaken) -> Status {
-    let message = taken.to_string();
-    let details = ErrorDetails::with_resource_info("agent", &taken.agent, &taken.host, message.clone());
-    status(Code::AlreadyExists, "AGENT_NAME_TAKEN", message, details)
+/// Status for an agent that may not register.
+pub(crate) fn not_admitted(why: &NotAdmitted) -> Status {
+    let message = why.to_string();
+    match why {
+        NotAdmitted::NameTaken(taken) => {
+            let details =
+                ErrorDetails::with_resource_info("agent", &taken.agent, &taken.host, message.clone());
+            status(Code::AlreadyExists, "AGENT_NAME_TAKEN", message, details)
+        }
+        NotAdmitted::Loopback(_) => {
+            status(Code::FailedPrecondition, "AGENT_UNREACHABLE", message, ErrorDetails::new())
+        }
+    }
 }
 
 /// Status for a worker of another version or build.

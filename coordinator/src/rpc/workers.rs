@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::admission::{check_agent, check_rank};
 use super::limits::{bounded_exit, bounded_message};
-use super::status::{bad_field, name_taken, not_leading, rejected, stopped, store_unavailable};
+use super::status::{bad_field, not_admitted, not_leading, rejected, stopped, store_unavailable};
 use super::verify;
 use crate::driver::{Handle, Stopped, StreamEnd};
 use crate::leadership::LeadershipHandle;
@@ -107,7 +107,7 @@ async fn serve_agent(
     check_agent(&hello, allow_skew)?;
     let agent = hello.agent_id.clone();
     let admitted = driver.agent_registered(hello, connection, commands.clone()).await.map_err(stopped)?;
-    admitted.map_err(|taken| name_taken(&taken))?;
+    admitted.map_err(|why| not_admitted(&why))?;
     let result = forward_agent_messages(driver, &mut messages, &agent, connection, commands).await;
     driver.agent_gone(agent, connection).await.map_err(stopped)?;
     result

@@ -3,15 +3,16 @@
 use foil_proto::v1;
 
 use super::Core;
+use super::hosts::NotAdmitted;
 use crate::clock::Now;
-use crate::cluster::NameTaken;
 use crate::job::JobState;
 use crate::schedule::{Attempt, Input};
 
 impl Core {
-    /// Checks that no other connected agent has the name.
-    pub fn admits(&self, hello: &v1::AgentRegister, now: Now) -> Result<(), NameTaken> {
-        self.cluster.admits(hello, now)
+    /// Checks that no other connected agent has the name, and that its ranks can be reached.
+    pub fn admits(&self, hello: &v1::AgentRegister, now: Now) -> Result<(), NotAdmitted> {
+        self.cluster.admits(hello, now)?;
+        Ok(self.hosts.admits(hello)?)
     }
 
     pub fn agent_registered(&mut self, hello: &v1::AgentRegister, connection: u64, now: Now) {

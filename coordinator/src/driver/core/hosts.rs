@@ -1,5 +1,5 @@
-//! The addresses that agents advertise for their ranks, and a check that ranks of one job can reach each
-//! other.
+//! The addresses that agents advertise for their ranks, and checks that ranks on several machines can reach
+//! each other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -8,6 +8,7 @@ use foil_proto::v1;
 
 use super::Core;
 use crate::clock::Now;
+use crate::cluster::NameTaken;
 use crate::schedule::Level;
 
 /// Host names and advertised addresses, by agent.
@@ -20,7 +21,34 @@ struct Host {
     address: String,
 }
 
+/// An agent advertises a loopback address although there are agents on other machines.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "agent {agent} on {host} advertises {address}, which the ranks of agent {other} on {elsewhere} cannot reach; start it \
+     with --advertise-address and an address of this machine that they can connect to"
+)]
+pub struct LoopbackAddress {
+    agent: String,
+    host: String,
+    address: String,
+    other: String,
+    elsewhere: String,
+}
+
+/// Why an agent may not register.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotAdmitted {
+    #[error(transparent)]
+    NameTaken(#[from] NameTaken),
+    #[error(transparent)]
+    Loopback(#[from] LoopbackAddress),
+}
+
 impl Host {
+    fn new(hello: &v1::AgentRegister) -> Self {
+        Self { name: hello.hostname.clone(), address: hello.advertise_address.clone() }
+    }
+
     fn is_loopback(&self) -> bool {
         self.address == "localhost" || self.address.parse().is_ok_and(|address: IpAddr| address.is_loopback())
     }
@@ -28,8 +56,27 @@ impl Host {
 
 impl Hosts {
     pub(super) fn insert(&mut self, hello: &v1::AgentRegister) {
-        let host = Host { name: hello.hostname.clone(), address: hello.advertise_address.clone() };
-        self.0.insert(hello.agent_id.clone(), host);
+        self.0.insert(hello.agent_id.clone(), Host::new(hello));
+    }
+
+    /// Checks that the ranks of agents on other machines can reach those of this one. An agent that runs
+    /// ranks may always register, or it would lose them.
+    pub(super) fn admits(&self, hello: &v1::AgentRegister) -> Result<(), LoopbackAddress> {
+        let host = Host::new(hello);
+        let mut others =
+            self.0.iter().filter(|(agent, other)| **agent != hello.agent_id && other.name != host.name);
+        match others.next() {
+            Some((other, elsewhere)) if host.is_loopback() && hello.session_ids.is_empty() => {
+                Err(LoopbackAddress {
+                    agent: hello.agent_id.clone(),
+                    host: host.name,
+                    address: host.address,
+                    other: other.clone(),
+                    elsewhere: elsewhere.name.clone(),
+                })
+            }
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn remove(&mut self, agent: &str) {
@@ -78,6 +125,35 @@ mod tests {
             });
         }
         hosts
+    }
+
+    #[test]
+    fn an_agent_with_a_loopback_address_is_refused_beside_those_of_other_machines() {
+        let hosts = hosts(&[("a", "one", "127.0.0.1"), ("b", "two", "10.0.0.2")]);
+        let admits = |agent: &str, hostname: &str, address: &str, sessions: &[&str]| {
+            hosts.admits(&v1::AgentRegister {
+                agent_id: agent.to_owned(),
+                hostname: hostname.to_owned(),
+                advertise_address: address.to_owned(),
+                session_ids: sessions.iter().map(|session| (*session).to_owned()).collect(),
+                ..Default::default()
+            })
+        };
+        let refused = admits("c", "three", "127.0.0.1", &[]).unwrap_err().to_string();
+        for part in ["agent c on three advertises 127.0.0.1", "agent a on one", "--advertise-address"] {
+            assert!(refused.contains(part), "{refused}");
+        }
+        assert!(admits("b", "two", "::1", &[]).unwrap_err().to_string().contains("agent a on one"));
+        assert_eq!(admits("c", "three", "127.0.0.1", &["s"]), Ok(()), "its ranks must not be lost");
+        assert_eq!(admits("c", "three", "10.0.0.3", &[]), Ok(()));
+        let alone = self::hosts(&[("a", "one", "127.0.0.1")]);
+        let again = |agent: &str| v1::AgentRegister {
+            agent_id: agent.to_owned(),
+            hostname: "one".to_owned(),
+            advertise_address: "127.0.0.1".to_owned(),
+            ..Default::default()
+        };
+        assert_eq!((alone.admits(&again("a")), alone.admits(&again("b"))), (Ok(()), Ok(())));
     }
 
     #[test]

@@ -22,6 +22,7 @@ use foil_proto::v1::{self, agent_command, rank_command};
 use self::deletion::Graves;
 pub use self::deletion::{DeleteError, Holder, PinError, Refusal};
 use self::hosts::Hosts;
+pub use self::hosts::NotAdmitted;
 use self::references::References;
 use self::tenants::Quotas;
 use crate::clock::Now;

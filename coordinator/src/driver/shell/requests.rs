@@ -210,8 +210,8 @@ impl Driver {
                 let admitted = self.core.admits(&hello, now);
                 match &admitted {
                     Ok(()) => self.register(&hello, connection, commands, now),
-                    Err(taken) => {
-                        tracing::warn!(agent = hello.agent_id, host = hello.hostname, %taken, "rejected agent");
+                    Err(why) => {
+                        tracing::warn!(agent = hello.agent_id, host = hello.hostname, %why, "rejected agent");
                     }
                 }
                 // The caller may be gone.
