@@ -116,7 +116,7 @@ impl Failpoint {
         if self.at.is_some_and(|at| at != hit) || !self.claims() {
             return Ok(());
         }
-        tracing::warn!(site, hit, action = ?self.action, "failpoint acts");
+        tracing::warn!(site, hit, action = ?self.action, "failpoint triggered");
         match self.action {
             Action::Kill => drop(raise(Signal::SIGKILL)),
             // Rust's own handler takes the first one for a stack overflow and uninstalls itself.

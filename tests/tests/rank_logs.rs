@@ -123,11 +123,11 @@ fn the_last_words_of_a_killed_rank_are_kept() {
     let id = service.submit_letters(Command::new(foil()));
     service.foil(&["watch", &id]);
     let of_first = json_lines(&service.foil(&["logs", &id, "--json", "--attempt", "1"]));
-    let last = of_first.iter().rfind(|line| line["message"] == "failpoint acts").expect("its last words");
+    let last = of_first.iter().rfind(|line| line["message"] == "failpoint triggered").expect("its last words");
     assert_eq!((&last["site"], &last["attempt"]), (&"train.optimizer".into(), &1.into()));
     let all = service.foil(&["logs", &id]);
     let (before, after) = all.split_once("attempt 2\n").expect("the attempts follow one another");
-    assert!(before.contains("failpoint acts") && after.contains("chunk done"));
+    assert!(before.contains("failpoint triggered") && after.contains("chunk done"));
     // Nobody waits for logs that are complete.
     let (_, _, note) = client(&service, &["logs", &id]);
     assert!(!note.contains("is missing"), "{note}");

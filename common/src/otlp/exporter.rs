@@ -249,7 +249,7 @@ impl Trouble {
         if self.warned.is_none_or(|warned| warned.elapsed() >= WARN_INTERVAL) {
             let why = collector.shown(why);
             let (signal, lost, collector) = (self.signal, self.lost, collector.address());
-            tracing::warn!(signal, lost, collector, why, "an OTLP collector does not take what it is sent");
+            tracing::warn!(signal, lost, collector, why, "an OTLP collector does not accept data");
             (self.lost, self.warned, self.is_told) = (0, Some(Instant::now()), true);
         }
     }
@@ -257,7 +257,7 @@ impl Trouble {
     fn recovered(&mut self) {
         if std::mem::take(&mut self.is_told) {
             let lost = std::mem::take(&mut self.lost);
-            tracing::info!(signal = self.signal, lost, "the OTLP collector takes what it is sent again");
+            tracing::info!(signal = self.signal, lost, "the OTLP collector accepts data again");
         }
     }
 }

@@ -33,7 +33,7 @@ pub(crate) enum RemoteError {
     Url { field: &'static str, url: String, reason: String },
     #[error("{field}: {fault}")]
     Store { field: &'static str, fault: StoreError },
-    #[error("cannot keep what is downloaded: {0}")]
+    #[error("cannot store the download: {0}")]
     Local(#[from] std::io::Error),
 }
 

@@ -59,7 +59,7 @@ pub enum Refusal {
     )]
     Revoked(String),
     /// The same proof names another principal now, while the call continues.
-    #[error("what the credentials stand for has changed; make the call again")]
+    #[error("the credentials now belong to another principal; repeat the call")]
     Changed,
 }
 

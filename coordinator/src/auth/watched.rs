@@ -127,7 +127,7 @@ impl<T: Send + Sync + 'static> Watched<T> {
                 Err(error) if error.to_string() == last_error => {}
                 Err(error) => {
                     last_error = error.to_string();
-                    tracing::error!(%error, "cannot reload; keeping what was read before, so what was taken out of the file still counts");
+                    tracing::error!(%error, "cannot reload; keeping the previous contents, so that removed entries are still valid");
                 }
             }
         }

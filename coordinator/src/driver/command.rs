@@ -27,7 +27,7 @@ pub enum SubmitError {
     Stopped(#[from] Stopped),
     #[error(transparent)]
     Quota(#[from] QuotaExceeded),
-    #[error("it names what was deleted: {0:?}")]
+    #[error("it refers to deleted objects: {0:?}")]
     Refused(Refusal),
 }
 

@@ -59,7 +59,7 @@ impl Health {
     pub(super) fn well(&mut self) {
         self.pause = Pause::default();
         if std::mem::take(&mut self.is_told) {
-            tracing::info!(tracker = %self.tracker, "the experiment tracker takes what it is sent again");
+            tracing::info!(tracker = %self.tracker, "the experiment tracker accepts data again");
         }
     }
 
@@ -70,7 +70,7 @@ impl Health {
                 tracker = %self.tracker,
                 job,
                 why,
-                "an experiment tracker does not take what it is sent; the job continues, and the rest is sent when it does"
+                "an experiment tracker does not accept data; the job continues, and the rest is sent when it does"
             );
             (self.warned, self.is_told) = (Some(now), true);
         }

@@ -174,7 +174,7 @@ impl Session<'_> {
                 // The token may have been replaced in its file: the next stream has the new one, or is
                 // refused.
                 Err(status) if status.code() == Code::Unauthenticated => {
-                    tracing::warn!(reason = status.message(), "the stream's credentials count no more");
+                    tracing::warn!(reason = status.message(), "the stream's credentials are no longer valid");
                     return StreamEnd::Lost;
                 }
                 Err(status) => return end_of_stream(&status),

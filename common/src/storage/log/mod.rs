@@ -53,7 +53,7 @@ pub fn key(seq: u64) -> String {
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     #[error(
-        "another coordinator leads this store: record {seq} is by {leader} of term {term}, and this one leads no more; \
+        "another coordinator leads this store: record {seq} is by {leader} of term {term}, and this one no longer leads; \
          stop one of the two"
     )]
     Deposed { seq: u64, term: u64, leader: String },

@@ -129,7 +129,7 @@ impl Run {
             }
             Err(failure) if failure.kind == FailureKind::Obsolete => Err(failure),
             Err(failure) => {
-                tracing::warn!(run = self.id, round, why = failure.why, "MLflow does not take completions");
+                tracing::warn!(run = self.id, round, why = failure.why, "MLflow does not accept completions");
                 let why = format!("completions of round {round} on: {}", failure.why);
                 self.untaken = Some(Failure::new(failure.kind, why));
                 Ok(())

@@ -37,7 +37,7 @@ pub(super) fn run(args: &Args, hosts: &Hosts, baseline: &Baseline, summary: &mut
     Ok(())
 }
 
-/// The hit at which a failpoint acts: not the first one if a later one tests more.
+/// The hit at which a failpoint triggers: not the first one if a later one tests more.
 fn hit_number(site: &str) -> u32 {
     match site {
         "train.forward" | "train.backward" | "train.optimizer" | "checkpoint.upload"
