@@ -13,7 +13,10 @@ import check
 # Seconds between two points.
 STEP = 2
 # Why a query has no data in a run in which one job succeeds, a leader dies and an agent is drained.
-REASONS = {"sum by (reason) (rate(foil_connections_closed_total[5m]))": "the coordinators closed no connection themselves"}
+REASONS = {
+    "sum by (reason) (rate(foil_connections_closed_total[5m]))": "the coordinators closed no connection themselves",
+    "max by (phase) (foil_gpu_memory_bytes)": "the ranks are on CPUs",
+}
 
 
 def dashboards() -> list[dict]:
