@@ -1,4 +1,4 @@
-//! Deletion of jobs and what protects from it.
+//! Deletion of jobs and what protects against it.
 
 use super::*;
 use crate::job::{GarbageSet, TOMBSTONES_KEPT, Tombstone};
@@ -11,7 +11,7 @@ fn child(request: &str) -> Submitted {
     let mut submitted = submitted(&[|spec| {
         let policy = spec.policy.get_or_insert_default();
         (policy.model, policy.init) = (format!("job:{JOB}/policy@1"), "weights".to_owned());
-        // More than there are, so that it stays in the queue.
+        // More ranks than there are devices, so that the job stays in the queue.
         spec.resources.get_or_insert_default().ranks = Some(64);
     }]);
     submitted.request_id = request.into();
@@ -20,7 +20,7 @@ fn child(request: &str) -> Submitted {
 }
 
 impl Simulator {
-    /// Takes the output and returns what is to be erased.
+    /// Takes the output and returns what is to be deleted.
     fn erasures(&mut self) -> Vec<GarbageSet> {
         let outbox = self.core.drain().unwrap();
         self.log.extend(outbox.events);
@@ -157,7 +157,7 @@ fn the_number_of_tombstones_is_bounded() {
     }
 }
 
-/// A job with a TTL of an hour, canceled at once.
+/// A job with a TTL of an hour, canceled immediately.
 fn expiring(simulator: &mut Simulator, id: &str, origin: Option<&str>) {
     let mut submitted = submitted(&[|spec| spec.ttl_after_finished = "1h".to_owned()]);
     submitted.request_id = format!("request-{id}");
@@ -188,7 +188,7 @@ fn a_job_is_deleted_when_its_ttl_is_over_and_kept_while_something_holds_it() {
         Now { mono: started.mono + later, wall: started.wall + milliseconds }
     };
     let kept = |core: &Core| core.order()[1..].to_vec();
-    // Times count by the log, whichever coordinator leads.
+    // TTLs are measured by the log's times, whichever coordinator leads.
     for mut core in
         [simulator.replayed(simulator.log.clone()), simulator.replayed(compact_events(simulator.log.clone()))]
     {

@@ -1,4 +1,4 @@
-//! Faults change neither what is committed nor what a compacted log replays to.
+//! Faults affect neither what is committed nor what a compacted log replays to.
 
 use super::*;
 

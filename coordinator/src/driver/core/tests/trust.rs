@@ -93,8 +93,8 @@ fn an_attempt_that_cannot_get_all_its_ranks_releases_its_devices() {
     while !maps(&simulator) {
         simulator.step();
     }
-    // An agent and its ranks are gone for good; the others finish the map phase, and wait before the next
-    // gang.
+    // An agent and its ranks are lost for good; the others finish the map phase and wait before the next gang
+    // phase.
     let connection = simulator.agents.remove("b").flatten().unwrap();
     simulator.core.agent_disconnected("b", connection, simulator.now);
     simulator.ranks.retain(|_, rank| rank.agent != "b");
