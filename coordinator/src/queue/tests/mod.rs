@@ -17,7 +17,7 @@ fn queue(free: usize, connected: usize, demands: &[Demand]) -> Queue {
     Queue { supply, demands, shares: vec![Share::default()], ..Queue::default() }
 }
 
-/// A job that waits for its start, long enough to be preceded by nobody.
+/// A job that waits to start, for so long that none may overtake it.
 fn starts(ranks: usize) -> Demand {
     let (waited, known) = (HOUR, HOUR);
     Demand {

@@ -8,7 +8,7 @@ fn urgent(ranks: usize) -> Demand {
     Demand { priority: 100, ..waits(ranks, 10) }
 }
 
-/// The jobs that an urgent one of `ranks` ranks takes devices from, with `free` free ones.
+/// The jobs preempted for an urgent job of `ranks` ranks while `free` devices are free.
 fn preempted(ranks: usize, free: usize, running: &[Running]) -> Vec<usize> {
     let connected = free + running.iter().map(|running| running.held).sum::<usize>();
     let mut queue = Queue { running: running.to_vec(), ..queue(free, connected, &[urgent(ranks)]) };

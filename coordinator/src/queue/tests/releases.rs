@@ -2,14 +2,14 @@
 
 use super::*;
 
-/// A queue with two releases of workers: the free and all devices of each.
+/// A queue with two releases of workers, each given as its free devices and all its devices.
 fn mixed(first: (usize, usize), second: (usize, usize), demands: &[Demand]) -> Queue {
     let supply = |(free, connected)| Supply { free, connected, ..Supply::default() };
     let supply = [(DeviceKind::Cpu, vec![supply(first), supply(second)])].into();
     Queue { supply, ..queue(0, 0, demands) }
 }
 
-/// A job with `held` ranks of a release that lacks others.
+/// A job that holds `held` ranks of a release and lacks others.
 fn lacks_of(release: usize, ranks: usize, held: usize) -> Demand {
     Demand { release: Some(release), ..lacks(ranks, held, true) }
 }

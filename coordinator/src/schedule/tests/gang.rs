@@ -66,7 +66,7 @@ fn a_gang_meets_at_rank_0_and_commits_the_result_that_all_agree_on() {
         }
         _ => None,
     });
-    // Rank 0 speaks for all; an impossible time is none.
+    // Rank 0 represents all ranks; an impossible time is dropped.
     assert_eq!(steps.collect::<Vec<_>>(), [("sft", 1, 0, None, true)]);
     let usage = harness.effects.iter().filter_map(|effect| match effect {
         Effect::Usage(usage) => Some((usage.rank, usage.collective_wait, usage.device_memory_peak)),

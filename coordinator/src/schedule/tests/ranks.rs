@@ -164,7 +164,7 @@ fn out_of_memory_is_reported_with_sizes() {
     let memory =
         v1::MemoryShortage { place: "host".into(), limit_bytes: Some(3 << 30), ..Default::default() };
     let mut harness = Harness::new(0);
-    // The echo of the death arrives first.
+    // The echo of the death arrives before the exit.
     harness.report(0, harness.failure(v1::FailureClass::Internal)).unwrap();
     harness.exit(1, v1::RankExited { out_of_memory: true, memory: Some(memory.clone()), ..killed(9) });
     harness.elapse(1.0);

@@ -20,7 +20,7 @@ fn reward_step(spec: &mut v1::JobSpec) -> &mut v1::RewardStepSpec {
     spec.reward_step.get_or_insert_default()
 }
 
-/// The state in which `id` is the current phase.
+/// The state in which `id` is the current phase, and that phase.
 fn at(edits: &[Edit], id: &str) -> (JobState, Phase) {
     let index = state(edits).phases.iter().position(|phase| phase.id == id).unwrap();
     let state = after(edits, index);
@@ -211,7 +211,7 @@ fn methods_with_a_reference_get_its_log_probs() {
     );
 }
 
-/// A job with as many chunks in a phase as a plan may have, at the phase `id`.
+/// A job with the maximum number of chunks in a phase, at the phase `id`.
 fn largest(edits: &[Edit], id: &str) -> (JobState, Phase) {
     let mut submitted = submitted(edits);
     for set in submitted.datasets.iter_mut().filter(|set| set.name == "prompts") {
