@@ -45,7 +45,7 @@ impl<E> Selection<E> for Everything {
     }
 }
 
-/// Values whose bits a decimal text form may lose, and kinds whose JSON mapping is peculiar.
+/// Values whose bits a decimal text form may lose, and types whose JSON mapping is unusual.
 fn job() -> v1::Job {
     let metric = |value| v1::Metric { name: "m".into(), value, se: Some(f64::MIN_POSITIVE) };
     v1::Job {
