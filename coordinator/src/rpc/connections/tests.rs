@@ -14,7 +14,7 @@ use super::accept::{Listen, acquire, incoming};
 use super::registry::NoPermit;
 use super::*;
 
-/// A kernel that fails this many times for lack of descriptors, and then returns these sockets.
+/// A kernel that fails this many times for lack of descriptors and then returns these sockets.
 struct Scarce {
     refusals: usize,
     calls: Arc<AtomicUsize>,

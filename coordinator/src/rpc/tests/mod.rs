@@ -131,7 +131,7 @@ fn committed(events: &[v1::JobEvent]) -> Vec<String> {
     events.iter().filter_map(phase).collect()
 }
 
-/// Hashes by artifact, without metrics, which differ between attempts.
+/// Hashes by artifact, excluding metrics, which differ between attempts.
 fn hashes(job: &v1::Job) -> Vec<(String, Vec<String>)> {
     let models = job.artifacts.iter().filter(|artifact| artifact.kind != "metrics");
     models
@@ -316,7 +316,7 @@ async fn an_idle_worker_also_learns_that_its_coordinator_was_deposed() {
         Journal::<Event>::open(store, "another", SnapshotPolicy { every: 1000, select: Compaction::begin })
             .await
             .unwrap();
-    // The deposed leader notices when it next writes.
+    // The deposed leader notices at its next write.
     let submitting = deposed.handle.submit(JOB.into(), submitted(&[]));
     assert!(submitting.await.is_err(), "it was deposed");
     let ended = timeout(Duration::from_secs(10), commands.message()).await.expect("the stream ends");

@@ -70,7 +70,7 @@ async fn a_tenant_over_its_rate_is_told_when_to_come_back_and_others_are_not_hel
     let audit = std::fs::read_to_string(site.directory.path().join("audit.jsonl")).unwrap_or_default();
     assert!(!audit.contains("RESOURCE_EXHAUSTED"), "{audit}");
 
-    // The next leader has the rate from the log.
+    // The next leader gets the rate from the log.
     let store = site.store.clone();
     site.coordinator.stop().await;
     let next = Site::start_on(store).await;

@@ -6,7 +6,7 @@ use crate::auth::{Role, Source};
 use crate::tenant::StoredBytes;
 use crate::tenant::Tenant;
 
-/// The tenant limited may have 1000 bytes, of which its jobs have 100.
+/// The tenant `limited` may store 1000 bytes, 100 of which its jobs use.
 struct Limits;
 
 #[tonic::async_trait]
@@ -40,7 +40,7 @@ impl AttemptCheck for Limits {
     }
 }
 
-/// Bytes below `inputs/`, of all tenants.
+/// Bytes below `inputs/`, over all tenants.
 async fn stored(store: &Store) -> u64 {
     store.list("inputs").await.unwrap().into_iter().map(|listed| listed.size).sum()
 }
@@ -73,7 +73,7 @@ async fn uploads_in_progress_count_and_deleted_inputs_do_not() {
     let (store, tenant): (_, Tenant) = (Store::in_memory(), "limited".parse().unwrap());
     let quota = UploadQuota::always_listing(store.clone());
     let admit = async |size| quota.admit(&tenant, size, &Limits).await;
-    // This tenant's, and those of two others.
+    // Inputs of this tenant and of two others.
     for (key, size) in [("inputs/limited/a", 300), ("inputs/b", 5000), ("inputs/limitedly/c", 5000)] {
         store.create(key, body(size, 34)).await.unwrap();
     }
