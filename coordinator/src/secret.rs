@@ -54,7 +54,7 @@ mod tests {
         for wrong in [other.as_str(), "", &secret[1..]] {
             assert!(!verify(wrong, &known), "{wrong:?}");
         }
-        assert!(!verify("", "") && !verify(&secret, ""), "a log of an older version keeps none");
+        assert!(!verify("", "") && !verify(&secret, ""), "a log of an older version has none");
         assert_eq!(format!("{issuer:?}"), "SecretIssuer(…)");
     }
 }

@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(
             keys(&store).await,
             [&all[4..5], &all[3..4], &all[5..6]].concat(),
-            "the current day stays"
+            "the current day is kept"
         );
         let long = AuditRetention::new(store.clone(), Duration::MAX);
         assert_eq!(long.delete_old(at("2026-01-03T23:59:59Z"), always).await.unwrap(), 0);

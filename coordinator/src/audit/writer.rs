@@ -1,6 +1,6 @@
 //! Writes records to the file immediately, and to the store in batches.
 
-#![expect(clippy::disallowed_methods, reason = "batches are written after a while, under the day they end")]
+#![expect(clippy::disallowed_methods, reason = "batches have a timer, and are filed under the day they end")]
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};

@@ -67,7 +67,7 @@ fn a_name_belongs_to_one_process_while_that_is_heard() {
     assert_eq!((taken.host.as_str(), taken.heard), ("host-of-one", Duration::from_secs(1)));
     assert!(taken.to_string().contains("give --agent-id another value"), "{taken}");
     assert!(cluster.admits(&process("a", ""), at(5)).is_err(), "a process without an id");
-    assert_eq!(cluster.admits(&process("a", "one"), at(5)), Ok(()), "its own next stream");
+    assert_eq!(cluster.admits(&process("a", "one"), at(5)), Ok(()), "the next stream of the same process");
     assert_eq!(cluster.admits(&process("b", "two"), at(5)), Ok(()));
     assert_eq!(cluster.admits(&process("a", "two"), at(10)), Ok(()), "three heartbeats are missing");
     cluster.disconnected("a", 1, at(5));
@@ -89,7 +89,7 @@ fn an_agent_that_leaves_takes_no_more_ranks_and_is_not_waited_for() {
     cluster.release(&placement, "s");
     assert_eq!(cluster.expire(at(2)), [("a".to_owned(), Vec::new())]);
     cluster.register(&process("a", "two"), 2, at(3));
-    assert!(find_free(&cluster, "cpu", 1).is_some(), "the next process of that name is another one");
+    assert!(find_free(&cluster, "cpu", 1).is_some(), "the next process of that name is a different one");
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn agents_with_strikes_come_last_and_then_not_at_all() {
     cluster.register(&process("!hole", "x"), 3, at(3));
     assert_eq!(cluster.excluded(), 1);
     cluster.disconnected("good", 2, at(4));
-    assert_eq!(first(&cluster), "!hole", "without another agent, it is better than none");
+    assert_eq!(first(&cluster), "!hole", "without another agent, an excluded one is better than none");
     assert!(!cluster.has_alternative("good", "cpu"));
     cluster.register(&process("!hole", "z"), 4, at(5));
     assert_eq!(cluster.excluded(), 0);

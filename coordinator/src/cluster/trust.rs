@@ -102,7 +102,7 @@ mod tests {
         assert!(!trust.is_excluded());
         assert_eq!(trust.strike(AgentFault::NeverConnected, PROBATION, at(40)), Some(2 * PROBATION));
         trust.record_connection();
-        assert!(!trust.is_excluded() && trust.strikes() == 0, "it starts ranks after all");
+        assert!(!trust.is_excluded() && trust.strikes() == 0, "the agent does start ranks");
         assert_eq!(trust.strike(AgentFault::NeverConnected, PROBATION, at(50)), None);
     }
 

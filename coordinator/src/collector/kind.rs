@@ -7,7 +7,7 @@ pub(super) use crate::inputs::INPUTS;
 pub(super) const JOBS: &str = "jobs";
 /// Prefix of the coordinator's own objects.
 pub(super) const META: &str = "meta";
-/// Prefixes of everything in addition to the log that a copy of a store needs.
+/// Prefixes of everything besides the log that belongs in a copy of a store.
 pub const PREFIXES: [&str; 3] = [INPUTS, JOBS, audit::PREFIX];
 
 /// Kinds of objects, in the order of reports.

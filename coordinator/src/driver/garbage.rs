@@ -90,6 +90,10 @@ mod tests {
         for gone in [orphan.clone(), format!("{orphan}{SIDECAR}"), torn] {
             assert!(!store.exists(&gone).await.unwrap(), "{gone}");
         }
-        assert_eq!(collect(&store, &GarbageSet::of_ended_job(&state)).await.unwrap(), 0, "it is done");
+        assert_eq!(
+            collect(&store, &GarbageSet::of_ended_job(&state)).await.unwrap(),
+            0,
+            "nothing is left to collect"
+        );
     }
 }

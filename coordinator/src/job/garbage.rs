@@ -139,7 +139,7 @@ mod tests {
     fn dropped_checkpoints_and_objects_of_dead_attempts_are_garbage() {
         let mut state = after(&[], 0);
         let phase = state.phase().unwrap().id.to_string();
-        assert_eq!(applied(&mut state, checkpoint(&phase, 1, 2)), None, "there are few yet");
+        assert_eq!(applied(&mut state, checkpoint(&phase, 1, 2)), None, "too few checkpoints so far");
         assert_eq!(applied(&mut state, checkpoint(&phase, 1, 4)), None);
         break_off(&mut state);
         applied(&mut state, checkpoint(&phase, 2, 6));

@@ -110,7 +110,7 @@ fn warnings_survive_the_log_and_are_in_no_list() {
 
     let old = rmp_serde::to_vec_named(&fixture::submitted(&[])).unwrap();
     let named = |bytes: &[u8]| bytes.windows(8).any(|window| window == b"warnings");
-    assert!(!named(&old) && named(&bytes), "a log without any is as older versions wrote it");
+    assert!(!named(&old) && named(&bytes), "a log without warnings looks like one of an older version");
     assert_eq!(rmp_serde::from_slice::<Submitted>(&old).unwrap().warnings, [] as [String; 0]);
 }
 

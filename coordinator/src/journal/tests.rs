@@ -150,7 +150,7 @@ async fn a_long_log_is_replayed_from_a_snapshot() {
         .unwrap();
     }
     let records = store.list("meta/log").await.unwrap();
-    assert_eq!(records.len(), 41, "a name once used stays");
+    assert_eq!(records.len(), 41, "a used name stays taken");
     assert!(records.iter().filter(|record| record.size > 0).count() < 20, "{records:?}");
     let (_, replayed) = Journal::open(store, "b", SNAPSHOT_POLICY).await.unwrap();
     let Some(Event::Numbered { number: last }) = replayed.last() else { panic!("{replayed:?}") };

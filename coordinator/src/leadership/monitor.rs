@@ -105,7 +105,7 @@ mod tests {
         assert_eq!(
             monitor.observe(released, at(2)),
             Verdict::Wait,
-            "a later leader has been elected already"
+            "a later leader has already been elected"
         );
     }
 }

@@ -191,7 +191,7 @@ pub async fn serve(
         tokio::spawn(retention.run(leadership.clone(), clock, stop.clone().cancelled_owned()));
     }
     let router = routes.axum_router_mut();
-    // The last layer is the outermost, so that an unauthorized caller does not learn the version.
+    // The last layer is the outermost, so that an unauthenticated caller does not learn the version.
     *router = std::mem::take(router)
         .layer(from_fn(name_version))
         .layer(from_fn_with_state(gate, authorize))

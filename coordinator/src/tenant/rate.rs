@@ -112,7 +112,7 @@ mod tests {
         assert!(refused.to_string().starts_with("tenant research may make 4 requests a second"), "{refused}");
         assert_eq!(rates.take("research", Duration::from_secs(1) + refused.wait), Ok(()));
         assert_eq!(admitted(Duration::from_secs(3600)), 20, "a pause saves no more than a burst");
-        assert_eq!(admitted(Duration::from_secs(1800)), 0, "a late reading of the clock adds nothing");
+        assert_eq!(admitted(Duration::from_secs(1800)), 0, "an outdated clock reading adds nothing");
         assert!((0..100).all(|_| rates.take("vision", Duration::ZERO).is_ok()), "it has no rate");
     }
 

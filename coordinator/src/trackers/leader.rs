@@ -351,7 +351,7 @@ async fn work(
     Ok(done)
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "map_err gives it")]
+#[expect(clippy::needless_pass_by_value, reason = "map_err passes it by value")]
 fn own(error: StoreError) -> Failure {
     Failure::new(FailureKind::Own, format!("the store failed: {error}"))
 }

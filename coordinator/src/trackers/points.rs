@@ -180,7 +180,7 @@ mod tests {
                 (key(), 105, 50.5, 94_000)
             ]
         );
-        assert_eq!(read(&mut reader, &[5, 4], (0, u64::MAX)), [], "those were read");
+        assert_eq!(read(&mut reader, &[5, 4], (0, u64::MAX)), [], "those were already read");
     }
 
     #[test]

@@ -239,7 +239,7 @@ mod tests {
         assert!(!has_more(&state, cursor) && next(&state, cursor) == Next::Nothing, "steps may be lost");
         state.apply(&event(20, checkpoint(&state, 7, 1))).unwrap();
         broken(&mut state, 30, 1);
-        assert!(!has_more(&state, cursor), "nobody reports steps between two attempts");
+        assert!(!has_more(&state, cursor), "no rank reports steps between two attempts");
         start(&mut state, 40, 2);
         let Next::Steps { facts, attempt: 2, until: 7 } = next(&state, cursor) else { panic!() };
         assert_eq!((facts.starts.as_slice(), facts.committed_at), (&[(10, 0), (40, 7)][..], None));

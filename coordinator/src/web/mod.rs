@@ -187,7 +187,7 @@ mod tests {
             ] {
                 assert!(answer.contains(header), "{path} lacks {header}: {answer}");
             }
-            assert!(!answer.contains("access-control-"), "no other origin is let in");
+            assert!(!answer.contains("access-control-"), "no other origin is admitted");
             assert!(ask(address, "POST", path).await.starts_with("HTTP/1.1 405"), "{path}");
         }
         let posted = ask(address, "POST", "/grpc.health.v1.Health/Check").await;

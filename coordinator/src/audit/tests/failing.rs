@@ -96,9 +96,9 @@ async fn calls_go_on_while_the_store_takes_nothing_and_what_is_lost_is_counted()
         task.await.unwrap();
         assert_eq!(lost(), expected);
     }
-    assert_eq!(stored(&store).await, ["a", "b", "c"], "what came after the failure");
+    assert_eq!(stored(&store).await, ["a", "b", "c"], "records after the failure");
     let file = methods(&fs::read_to_string(&path).unwrap());
-    assert_eq!(file, ["a", "b", "c", "a", "b", "c"], "the file has all of it");
+    assert_eq!(file, ["a", "b", "c", "a", "b", "c"], "the file has all records");
 }
 
 #[tokio::test]

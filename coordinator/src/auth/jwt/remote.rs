@@ -1,6 +1,6 @@
 //! Keys behind a URL, fetched when they are needed.
 
-#![expect(clippy::disallowed_methods, reason = "what is fetched has an age")]
+#![expect(clippy::disallowed_methods, reason = "fetched keys expire")]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

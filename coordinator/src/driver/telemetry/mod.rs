@@ -59,7 +59,7 @@ impl Telemetry {
     }
 
     /// Sets the gauges of jobs and agents; called once per tick.
-    #[expect(clippy::unused_self, reason = "only a leader has them to show")]
+    #[expect(clippy::unused_self, reason = "only a leader has these gauges")]
     pub(super) fn show(&self, core: &Core, now: Now) {
         exposition::show(gauges(core, now));
     }

@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn a_recovery_has_two_stages() {
         let mut tracker = Tracker::default();
-        assert_eq!(tracker.attempt_started("j", 1000), None, "the first attempt recovers from nothing");
+        assert_eq!(tracker.attempt_started("j", 1000), None, "the first attempt is not a recovery");
         assert_eq!(tracker.progressed("j", 2000), None);
         tracker.attempt_ended("j", 10_000);
         let devices = Stage { name: "devices", seconds: 2.5 };

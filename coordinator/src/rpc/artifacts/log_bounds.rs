@@ -145,7 +145,7 @@ mod tests {
         assert_eq!(superfluous(parts.clone(), 1000), covered);
         let tight = superfluous(parts.clone(), 15);
         assert_eq!(tight, [covered.clone(), vec![part(1, 1, 0, 10), part(1, 0, 0, 30)]].concat());
-        assert_eq!(superfluous(parts, 0).len(), 5, "the last part stays");
+        assert_eq!(superfluous(parts, 0).len(), 5, "the last part is kept");
 
         let attempts = vec![part(2, 0, 0, 10), part(1, 0, 0, 50), part(1, 1, 0, 20)];
         assert_eq!(superfluous(attempts, 60), [part(1, 1, 0, 20)], "of an earlier attempt");
@@ -160,6 +160,6 @@ mod tests {
         assert_eq!(seen.record(&part(1, 0, 30, JOB_STEP)), (false, true));
         let tiny = |number: u64| part(1, 0, JOB_STEP + number, JOB_STEP + number + 1);
         let looks = (0..400).filter(|number| seen.record(&tiny(*number)).0).count();
-        assert!(looks >= 4, "{looks} looks at 400 tiny parts");
+        assert!(looks >= 4, "{looks} checks for 400 tiny parts");
     }
 }

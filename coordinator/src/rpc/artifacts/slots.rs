@@ -278,7 +278,7 @@ mod tests {
                 }
             }
         });
-        assert_eq!(slots.take().await.unwrap_err().code(), Code::Unavailable, "its turn did not come");
+        assert_eq!(slots.take().await.unwrap_err().code(), Code::Unavailable, "no slot became free in time");
         stopped.cancel();
         moving.await.unwrap();
         slots.take().await.unwrap();

@@ -139,7 +139,7 @@ pub(super) async fn authorize(State(gate): State<Gate>, mut request: Request, ne
     if matches!(rpc, Some((Access::Open, _))) {
         return next.run(request).await;
     }
-    #[expect(clippy::disallowed_methods, reason = "tokens expire, and the audit log has the time")]
+    #[expect(clippy::disallowed_methods, reason = "tokens expire, and audit records have a time")]
     let now = SystemTime::now();
     let event = gate.audit.as_ref().map(|log| Event::new(log, &request, now));
     let shown = Shown::new(&request, gate.authenticator.as_ref());

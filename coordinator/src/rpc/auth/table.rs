@@ -177,7 +177,7 @@ mod tests {
             assert_eq!(find(path), None, "{path}");
         }
         for path in ["/", "/jobs/01j", "/workers", "/app.js", "/app.css"] {
-            assert_eq!(find(path), Some((Open, Reads)), "{path} holds no data");
+            assert_eq!(find(path), Some((Open, Reads)), "{path} contains no data");
         }
     }
 }

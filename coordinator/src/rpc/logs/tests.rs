@@ -99,7 +99,7 @@ async fn a_tail_is_the_end_of_all_ranks_logs_together() {
         reading.seek_tail(lines).await.unwrap();
         let mut tail = Tail::new(lines);
         reading.pass(2, &mut tail).await.unwrap();
-        assert!(pass(&mut reading, 2).await.is_empty(), "it continues behind the tail");
+        assert!(pass(&mut reading, 2).await.is_empty(), "it continues after the tail");
         let mut taken = Taken::default();
         for line in tail.into_lines() {
             taken.take(line, &reading.cursor).await.unwrap();

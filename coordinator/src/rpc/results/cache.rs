@@ -100,9 +100,9 @@ mod tests {
             cache.get(&format!("{key}"), async { Ok(vec![0; 1000]) }).await.unwrap();
             assert!(cache.bytes() <= 1 << 20);
         }
-        assert!(cache.bytes() > 1 << 19, "{} bytes are kept", cache.bytes());
+        assert!(cache.bytes() > 1 << 19, "{} bytes are cached", cache.bytes());
         let huge = cache.get("huge", async { Ok(vec![0; 4 << 20]) }).await.unwrap();
-        assert!(huge.len() == 4 << 20 && cache.bytes() <= 1 << 20, "it is read, and not kept");
+        assert!(huge.len() == 4 << 20 && cache.bytes() <= 1 << 20, "it is read but not cached");
     }
 
     #[tokio::test]

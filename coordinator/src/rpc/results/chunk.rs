@@ -180,7 +180,7 @@ mod tests {
         assert_eq!(
             selected(&chunk, 5),
             [Selection::Chosen, Selection::Unused],
-            "the control takes the worst"
+            "the control selects the worst"
         );
     }
 

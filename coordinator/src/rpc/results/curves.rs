@@ -191,7 +191,7 @@ mod tests {
             assert_eq!(curve.max[at], values.iter().copied().fold(f64::NEG_INFINITY, f64::max));
             assert!((curve.mean[at] - values.iter().sum::<f64>() / count).abs() < 1e-12);
         }
-        assert_eq!(curve.max.iter().copied().fold(0.0, f64::max), 99.0, "the spike is there");
+        assert_eq!(curve.max.iter().copied().fold(0.0, f64::max), 99.0, "the spike is preserved");
         let whole = reduced(&lines, 1000, 1000);
         assert_eq!((whole.steps_per_point, whole.step.len()), (1, 1000));
         assert_eq!(whole.curves[0].mean, whole.curves[0].max);

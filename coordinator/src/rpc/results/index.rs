@@ -256,11 +256,7 @@ mod tests {
         assert_eq!(of(&[&one, &same]), [(0, 0.0), (1, 0.0), (2, 0.0)]);
         assert_eq!(of(&[&one, &turned]), [(0, 2.0), (1, 0.0), (2, 2.0)]);
         assert_eq!(of(&[&one]), [], "one round agrees with itself");
-        assert_eq!(
-            of(&[&one, &[fact(0, 1.0), fact(1, 1.0)]]),
-            [],
-            "rewards that are all the same say nothing"
-        );
+        assert_eq!(of(&[&one, &[fact(0, 1.0), fact(1, 1.0)]]), [], "identical rewards carry no information");
     }
 
     #[test]

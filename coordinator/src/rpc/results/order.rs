@@ -169,7 +169,7 @@ mod tests {
         let last = [fact(0, 1.0, 5), fact(0, 3.0, 5), fact(1, f64::NAN, 9), fact(2, 2.0, 1), fact(3, 1.5, 7)];
         let rows = |sort, descending| ordering(sort, descending, &[&first, &last]).rows().rows;
         assert_eq!(rows(CompletionSort::Reward, false), [3, 0, 2, 1]);
-        assert_eq!(rows(CompletionSort::Reward, true), [0, 2, 3, 1], "the first of equals comes first");
+        assert_eq!(rows(CompletionSort::Reward, true), [0, 2, 3, 1], "ties stay in order");
         assert_eq!(rows(CompletionSort::Length, true), [1, 3, 0, 2]);
         assert_eq!(rows(CompletionSort::Gold, true), [0, 1, 2, 3], "none has a gold reward");
         assert_eq!(rows(CompletionSort::Prompt, true), [3, 2, 1, 0]);

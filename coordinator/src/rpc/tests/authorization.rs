@@ -238,7 +238,7 @@ async fn lists_request_ids_and_references_stay_within_the_tenant() {
     let reused = vision.submit(submit("request-j1", None)).await.unwrap_err();
     assert_eq!(reason(&reused), "REQUEST_ID_REUSED");
     let other = vision.submit(submit("request-j2", None)).await.unwrap_err();
-    assert_eq!(violation(&other), "spec.policy.model", "it is read like a new one: {other:?}");
+    assert_eq!(violation(&other), "spec.policy.model", "it is handled like a new one: {other:?}");
     // Neither by id nor by name.
     for job in ["j2", "absent"] {
         let refused = vision.submit(submit("r", Some(&format!("job:{job}/policy@1")))).await.unwrap_err();

@@ -52,7 +52,7 @@ async fn a_tenant_over_its_rate_is_told_when_to_come_back_and_others_are_not_hel
         let role = if turn % 2 == 0 { Role::Viewer } else { Role::Submitter };
         refusals.extend(get("vision", role).await.err());
     }
-    assert!((4..=5).contains(&refusals.len()), "five at once, and one a second: {refusals:?}");
+    assert!((4..=5).contains(&refusals.len()), "a burst of five, then one per second: {refusals:?}");
     let refusal = &refusals[0];
     assert_eq!((refusal.code(), reason(refusal).as_str()), (Code::ResourceExhausted, "RATE_EXCEEDED"));
     let details = refusal.get_error_details();

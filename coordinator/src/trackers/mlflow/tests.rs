@@ -270,7 +270,7 @@ async fn metrics_do_not_wait_for_a_table_that_is_not_taken_and_the_next_try_send
     server.send(&mut run, &batch(2)).await.unwrap();
     let failure = server.send(&mut run, &ending(Ending::Succeeded)).await.unwrap_err();
     assert!(failure.why.starts_with("completions of round 1 on: MLflow answers 503"), "{failure}");
-    assert!(server.state.lock().unwrap().tables.is_empty(), "their order is kept");
+    assert!(server.state.lock().unwrap().tables.is_empty(), "their order is preserved");
     let mut run = server.open().await;
     for batch in [batch(1), batch(2), ending(Ending::Succeeded)] {
         server.send(&mut run, &batch).await.unwrap();

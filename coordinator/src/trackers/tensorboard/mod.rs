@@ -197,7 +197,7 @@ mod tests {
         first.write(&job, &batch(1), at(1), &lease).await.unwrap();
         first.write(&job, &Batch::default(), at(2), &lease).await.unwrap();
         let (mut second, cursor) = Writer::open(store.clone(), &job).await.unwrap();
-        assert_eq!(cursor, at(1), "what has nothing to show has no file");
+        assert_eq!(cursor, at(1), "a batch with nothing to show has no file");
         second.write(&job, &batch(2), at(2), &lease).await.unwrap();
         let lost = first.write(&job, &batch(3), at(3), &lease).await.unwrap_err();
         assert_eq!(lost.kind, FailureKind::Obsolete);

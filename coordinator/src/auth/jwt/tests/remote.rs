@@ -94,14 +94,17 @@ async fn keys_of_a_private_ca_are_fetched_by_tls_and_rotate() {
     *body.lock().unwrap() = set(&[new.jwk("new")]);
     verifier.rewind_fetch().await;
     verifier.verify(&of_new, now()).await.unwrap();
-    assert!(verifier.verify(&of_old, now()).await.unwrap_err().contains("no such key"), "it was withdrawn");
+    assert!(
+        verifier.verify(&of_old, now()).await.unwrap_err().contains("no such key"),
+        "the key was withdrawn"
+    );
     assert_eq!(answers.load(Ordering::SeqCst), 2);
 
     // Neither the system's CAs nor another private CA signed this server's certificate.
     for ca in [None, Some(&*other)] {
         assert!(with_ca(ca).verify(&of_new, now()).await.is_err(), "{ca:?}");
     }
-    assert_eq!(answers.load(Ordering::SeqCst), 2, "nothing is asked of a stranger");
+    assert_eq!(answers.load(Ordering::SeqCst), 2, "an untrusted server gets no request");
     // A renewed CA takes effect with the next fetch.
     let verifier = with_ca(Some(&other));
     verifier.verify(&of_new, now()).await.unwrap_err();
@@ -133,7 +136,7 @@ async fn keys_behind_a_url_rotate_and_unknown_ones_cause_no_flood() {
     let (url, answers) = key_server(Arc::clone(&body), None).await;
     let fetched = || answers.load(Ordering::SeqCst);
     let verifier = start(&config(KeySource::Url(url))).unwrap();
-    assert_eq!(fetched(), 0, "nothing before the first token");
+    assert_eq!(fetched(), 0, "no fetch before the first token");
     for _ in 0..3 {
         verifier.verify(&old.issue("old", &claims()), now()).await.unwrap();
     }
@@ -147,7 +150,7 @@ async fn keys_behind_a_url_rotate_and_unknown_ones_cause_no_flood() {
     verifier.rewind_fetch().await;
     verifier.verify(&new.issue("new", &claims()), now()).await.unwrap();
     assert_eq!(fetched(), 2);
-    assert!(verifier.verify(&old.issue("old", &claims()), now()).await.is_err(), "it was withdrawn");
+    assert!(verifier.verify(&old.issue("old", &claims()), now()).await.is_err(), "the key was withdrawn");
     // An unreadable set of keys changes nothing.
     for broken in ["nonsense".to_owned(), "x".repeat(300 << 10)] {
         *body.lock().unwrap() = broken;

@@ -55,7 +55,7 @@ fn tasks(simulator: &Simulator) -> usize {
 fn before_it_has_devices() {
     let mut simulator = Simulator::new(3);
     assert!(simulator.core.cancel(JOB, simulator.now));
-    assert_eq!(simulator.state().status.name(), "cancelled", "at once");
+    assert_eq!(simulator.state().status.name(), "cancelled", "canceled immediately");
     simulator.flush();
     until(&mut simulator, "connected", |simulator| simulator.agents.values().all(Option::is_some));
     for _ in 0..200 {
@@ -145,5 +145,5 @@ fn while_it_waits_for_devices_again() {
     simulator.restart();
     assert_eq!(simulator.state().status.name(), "recovering");
     assert!(simulator.core.cancel(JOB, simulator.now));
-    assert_eq!(simulator.state().status.name(), "cancelled", "at once");
+    assert_eq!(simulator.state().status.name(), "cancelled", "canceled immediately");
 }

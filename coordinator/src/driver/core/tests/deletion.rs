@@ -58,13 +58,13 @@ fn a_job_is_kept_while_another_starts_from_it_and_what_that_one_inherits_for_lon
     simulator.core.delete(JOB, "alice", now).unwrap();
     let erasures = simulator.erasures();
     let [garbage] = erasures.as_slice() else { panic!("{erasures:?}") };
-    assert!(!garbage.is_garbage(INHERITED), "j2 still names it");
+    assert!(!garbage.is_garbage(INHERITED), "j2 still refers to it");
     assert!(garbage.is_garbage(&format!("jobs/{JOB}/data/sft.jsonl")));
     assert!(!garbage.is_garbage("jobs/j10/data/sft.jsonl") && !garbage.is_garbage("inputs/other"));
     let core = &simulator.core;
     assert!(core.state(JOB).is_none() && !core.order().contains(&JOB.to_owned()));
     assert!(core.is_referenced(INHERITED) && core.is_referenced("inputs/other"));
-    assert!(!core.is_referenced("inputs/config.json"), "only the deleted job named it");
+    assert!(!core.is_referenced("inputs/config.json"), "only the deleted job referred to it");
     assert_eq!(core.tombstone(JOB).map(|tombstone| tombstone.by.as_str()), Some("alice"));
 
     assert_eq!(core.refusal(&child("r3")), Some(Refusal::OriginDeleted { job: JOB.into() }));
@@ -73,7 +73,7 @@ fn a_job_is_kept_while_another_starts_from_it_and_what_that_one_inherits_for_lon
     assert_eq!(simulator.core.delete(JOB, "", now), Err(DeleteError::NoJob));
 
     simulator.core.delete("j2", "", now).unwrap();
-    assert!(!simulator.core.is_referenced(INHERITED), "nobody names it any more");
+    assert!(!simulator.core.is_referenced(INHERITED), "no job refers to it any more");
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn a_later_leader_goes_on_with_a_deletion_until_the_objects_are_gone() {
         assert!(erases(&mut core));
         assert!(core.find_request("default", "r1").is_none() && core.refusal(&submitted(&[])).is_some());
         core.submit(JOB, submitted(&[]), simulator.now);
-        assert!(core.drain().is_err(), "an id is never used again");
+        assert!(core.drain().is_err(), "an id is never reused");
     }
     simulator.core.erased(JOB, simulator.now);
     simulator.core.erased(JOB, simulator.now);
@@ -212,7 +212,7 @@ fn a_job_is_deleted_when_its_ttl_is_over_and_kept_while_something_holds_it() {
         core.unpin("pinned", "", at(3_606_000)).unwrap();
         core.cancel("live", at(3_606_000));
         core.tick(at(3_609_999));
-        assert_eq!(kept(&core).len(), 3, "it looks every five seconds");
+        assert_eq!(kept(&core).len(), 3, "the check runs every five seconds");
         core.tick(at(3_610_000));
         assert_eq!(kept(&core), ["live"], "it has no TTL of its own");
     }

@@ -399,5 +399,5 @@ fn a_request_has_one_job_and_cancelling_ends_it() {
     assert!(simulator.ranks.is_empty() && simulator.core.attempts().is_empty());
     let revision = simulator.state().revision;
     assert!(simulator.core.cancel(JOB, simulator.now));
-    assert_eq!(simulator.state().revision, revision, "a job that has ended stays as it is");
+    assert_eq!(simulator.state().revision, revision, "a job that has ended does not change");
 }

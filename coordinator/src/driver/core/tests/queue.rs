@@ -123,7 +123,7 @@ fn an_urgent_job_takes_the_devices_of_another_which_goes_on_later_with_the_same_
         checkpoints += check_preemptions(&simulator, seed, faults);
         if !faults {
             assert!(simulator.state().preemptions <= 1, "seed {seed}: it is preempted again and again");
-            assert_eq!(simulator.state().failures.len(), 0, "seed {seed}: preemption is no failure");
+            assert_eq!(simulator.state().failures.len(), 0, "seed {seed}: preemption is not a failure");
         }
     }
     assert!(preemptions > 15 && checkpoints > 1, "{preemptions} preemptions, {checkpoints} checkpoints");
@@ -143,7 +143,7 @@ fn check_preemptions(simulator: &Simulator, seed: u64, faults: bool) -> usize {
             (Change::AttemptStarted { .. }, "urgent") => has_made_room = false,
             // With faults, the other job may be too large for the remaining devices.
             (Change::AttemptStarted { .. }, _) => {
-                assert!(!has_made_room || faults, "seed {seed}: it takes back what it gave");
+                assert!(!has_made_room || faults, "seed {seed}: it takes back the devices it gave up");
             }
             _ => {}
         }

@@ -75,7 +75,7 @@ fn an_agent_speaks_for_its_own_ranks_only() {
     let other = if process.agent == "a" { "b" } else { "a" };
     let exit = v1::RankExited { session_id: process.session.clone(), signal: Some(9), ..Default::default() };
     simulator.core.rank_exited(other, exit.clone(), simulator.now);
-    assert_eq!(simulator.state().ranks[&0], process, "nothing came of it");
+    assert_eq!(simulator.state().ranks[&0], process, "the false report had no effect");
     assert!(simulator.core.drain().unwrap().events.is_empty());
     simulator.core.rank_exited(&process.agent, exit, simulator.now);
     assert!(!simulator.core.drain().unwrap().events.is_empty(), "another process takes its slot");

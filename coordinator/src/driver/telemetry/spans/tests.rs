@@ -87,7 +87,7 @@ fn the_spans_of_a_job_are_one_tree() {
     ];
     assert_eq!(names, expected.concat());
     for (at, span) in spans.iter().enumerate() {
-        assert!(spans[at + 1..].iter().all(|later| later.context != span.context), "{span:?} comes twice");
+        assert!(spans[at + 1..].iter().all(|later| later.context != span.context), "{span:?} occurs twice");
         let Some(parent) = span.parent else {
             assert_eq!(span.name, "submit");
             continue;

@@ -92,7 +92,7 @@ impl World {
                 |by: &Demand| self.could_run(by, &shares) && !self.is_kept_by_quota(queue, by, &shares);
             waits && by.is_some_and(could)
         });
-        assert_eq!(waits_on, None, "seed {seed}: {started:?} takes back what it gave");
+        assert_eq!(waits_on, None, "seed {seed}: {started:?} takes back the devices it gave up");
     }
 
     /// Records that the room made by preempted jobs was taken, by the job that it was made for or by one

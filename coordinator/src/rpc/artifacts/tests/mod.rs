@@ -197,7 +197,7 @@ async fn every_byte_is_reported_as_it_moves() {
     });
     download_to_file(&server.channel, &object, &path, &on_download).await.unwrap();
     assert_eq!((up.load(Ordering::SeqCst), down.0.load(Ordering::SeqCst)), (SIZE, SIZE));
-    assert!(calls.load(Ordering::SeqCst) > 4, "not once at the end");
+    assert!(calls.load(Ordering::SeqCst) > 4, "progress is not reported only at the end");
 }
 
 #[tokio::test]

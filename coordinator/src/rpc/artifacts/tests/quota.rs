@@ -64,7 +64,7 @@ async fn an_upload_over_the_quota_is_refused_before_a_byte_is_stored() {
     assert!(status.message().contains("700 bytes"), "{status:?}");
     assert_eq!(stored(&store).await, before, "nothing was stored");
     upload_input_bytes(&server, body(300, 31)).await.unwrap();
-    assert_eq!(stored(&store).await, before, "it was there");
+    assert_eq!(stored(&store).await, before, "the object already existed");
     upload_input_bytes(&server, body(200, 33)).await.unwrap();
 }
 
@@ -78,7 +78,7 @@ async fn uploads_in_progress_count_and_deleted_inputs_do_not() {
         store.create(key, body(size, 34)).await.unwrap();
     }
     let first = admit(400).await.unwrap().unwrap();
-    assert!(admit(201).await.is_err(), "300 are stored, 400 on their way, and 100 of jobs");
+    assert!(admit(201).await.is_err(), "300 bytes are stored, 400 in progress, and 100 used by jobs");
     let second = admit(200).await.unwrap();
     drop(second);
     let third = admit(200).await.unwrap().unwrap();

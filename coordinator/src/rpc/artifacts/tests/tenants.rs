@@ -14,7 +14,7 @@ async fn an_upload_exists_for_its_own_tenant_only() {
     let bytes = body(10, 21);
     let vision = server_for(principal("vision", Role::Submitter), store.clone()).await;
     let object = upload_input_bytes(&vision.channel, bytes.clone()).await.unwrap();
-    assert_eq!(object.key, input_key(&object.blake3), "clients know one key");
+    assert_eq!(object.key, input_key(&object.blake3), "clients know a single key");
     assert_eq!(download_bytes(&vision.channel, &object).await.unwrap(), bytes);
     let stored = format!("inputs/vision/{}", object.blake3);
     store.stat_object(&stored).await.unwrap();

@@ -88,7 +88,7 @@ async fn completions_are_listed_side_by_side_with_their_origin() {
         filter: Some(v1::CompletionFilter { min_reward: Some(f64::MIN), ..Default::default() }),
         ..listing(CompletionSet::Golden)
     };
-    assert_eq!(all_rows(&mut client, scored).await.0, golden[9..], "the held-out answers alone have rewards");
+    assert_eq!(all_rows(&mut client, scored).await.0, golden[9..], "only the held-out answers have rewards");
     coordinator.stop().await;
 }
 
