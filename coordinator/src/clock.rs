@@ -1,4 +1,4 @@
-//! Time as a value: decisions get it passed in, so that tests move it instead of sleeping.
+//! Time as a value: it is passed to decisions, so that tests can advance it instead of sleeping.
 
 #![expect(clippy::disallowed_methods, reason = "this is the clock")]
 
@@ -9,14 +9,14 @@ use tokio::time::Instant;
 /// One reading of both clocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Now {
-    /// Monotonic, since an arbitrary start: for deadlines.
+    /// Monotonic time since an arbitrary start; for deadlines.
     pub mono: Duration,
-    /// Milliseconds since the Unix epoch: for timestamps.
+    /// Milliseconds since the Unix epoch; for timestamps.
     pub wall: u64,
 }
 
 impl Now {
-    /// A reading `by` later, on both clocks.
+    /// A reading later by `by` on both clocks.
     pub fn after(self, by: Duration) -> Self {
         let millis = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
         Self { mono: self.mono + by, wall: self.wall.saturating_add(millis) }
@@ -28,7 +28,7 @@ impl Now {
     }
 }
 
-/// The machine's clocks, or a runtime's whose time a test moves.
+/// The machine's clocks, or those of a runtime whose time a test controls.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
     start: Instant,
@@ -41,7 +41,7 @@ impl Clock {
         Self { start: Instant::now(), epoch: None }
     }
 
-    /// A wall clock that starts at `epoch` milliseconds and is as monotonic as the other.
+    /// A wall clock that starts at `epoch` milliseconds and advances with the monotonic clock.
     pub fn starting_at(epoch: u64) -> Self {
         Self { start: Instant::now(), epoch: Some(epoch) }
     }
@@ -56,7 +56,7 @@ impl Clock {
     }
 }
 
-/// Milliseconds since the Unix epoch as protobuf's timestamp.
+/// Milliseconds since the Unix epoch as a protobuf timestamp.
 pub fn timestamp(millis: u64) -> pbjson_types::Timestamp {
     pbjson_types::Timestamp {
         seconds: i64::try_from(millis / 1000).unwrap_or(i64::MAX),

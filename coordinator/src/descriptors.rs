@@ -1,4 +1,4 @@
-//! The limit of open files and sockets of this process.
+//! This process's limit of open files and sockets.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -19,7 +19,7 @@ pub fn raise() -> u64 {
     }
 }
 
-/// Number of connections that leaves enough descriptors for the rest, at most `max`.
+/// Number of connections, at most `max`, that leaves enough descriptors for everything else.
 pub fn connections(limit: u64, max: usize) -> usize {
     let reserved = (limit / 8 * 3).min(MAX_RESERVED);
     usize::try_from(limit - reserved).unwrap_or(max).clamp(1, max)

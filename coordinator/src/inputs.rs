@@ -1,4 +1,5 @@
-//! Keys of uploads: each tenant has its own, so that no tenant learns by a hash what another has.
+//! Keys of uploads. Each tenant has its own, so that no tenant can use a hash to learn what another has
+//! uploaded.
 
 use foil_common::rpc::artifacts::input_key;
 
@@ -7,8 +8,9 @@ use crate::tenant::Tenant;
 /// Prefix of all uploads.
 pub const INPUTS: &str = "inputs";
 
-/// Key in the store of a tenant's upload with this hash. The default tenant's keys are those of stores that
-/// knew no tenants; a tenant's name is shorter than a hash, so the others cannot collide with them.
+/// Key in the store of a tenant's upload with this hash. The default tenant's keys have no tenant component,
+/// as in stores that predate tenants; a tenant's name is shorter than a hash, so the other tenants' keys
+/// cannot collide with them.
 pub fn stored_key(tenant: &Tenant, blake3: &str) -> String {
     match *tenant == Tenant::default() {
         true => input_key(blake3),
@@ -16,8 +18,8 @@ pub fn stored_key(tenant: &Tenant, blake3: &str) -> String {
     }
 }
 
-/// Tenant and hash of a key below `inputs/`, as clients write it (`inputs/{blake3}`, their own tenant's) or
-/// as the store has it (`inputs/{tenant}/{blake3}`).
+/// Tenant and hash of a key below `inputs/`, either as clients write it (`inputs/{blake3}`, for their own
+/// tenant) or as stored (`inputs/{tenant}/{blake3}`).
 pub fn parse_key(key: &str, own: &Tenant) -> Option<(Tenant, String)> {
     let rest = key.strip_prefix("inputs/")?;
     match rest.split_once('/') {

@@ -1,5 +1,5 @@
 //! The leader lease: how long after the start of its last renewal a leader may answer, because no standby can
-//! have been elected yet.
+//! have been elected by then.
 //!
 //! A standby waits for the whole lease from the moment it *saw* a renewal, which is later than the renewal's
 //! start. A renewal that lands late may have been overtaken by an election; only an append to the log can
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 
-/// The lease, shared between the task that renews it and everyone who checks it. Cheap to clone.
+/// The lease, shared between the task that renews it and all that check it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Lease {
     clock: Clock,

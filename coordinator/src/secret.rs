@@ -1,5 +1,5 @@
-//! Secrets of rank processes: the coordinator gives one to each process it starts, and accepts a peer as that
-//! process if it presents the secret.
+//! Secrets of rank processes: the coordinator gives each process that it starts a secret, and accepts a peer
+//! as that process if it presents the secret.
 //!
 //! A secret is derived from the coordinator process's key and the session, so nothing here is random. The log
 //! keeps only its fingerprint: a later leader can verify the process, and a reader of the store cannot
@@ -33,7 +33,7 @@ pub fn fingerprint(secret: &str) -> String {
     blake3::hash(secret.as_bytes()).to_hex().to_string()
 }
 
-/// True if the fingerprint is that of the secret. Constant time; false without a fingerprint.
+/// True if the fingerprint belongs to the secret. Runs in constant time; false without a fingerprint.
 pub fn verify(secret: &str, fingerprint: &str) -> bool {
     // Hashes are compared in constant time.
     blake3::Hash::from_hex(fingerprint).is_ok_and(|known| known == blake3::hash(secret.as_bytes()))
@@ -54,7 +54,7 @@ mod tests {
         for wrong in [other.as_str(), "", &secret[1..]] {
             assert!(!verify(wrong, &known), "{wrong:?}");
         }
-        assert!(!verify("", "") && !verify(&secret, ""), "a log of an older version keeps none");
+        assert!(!verify("", "") && !verify(&secret, ""), "a log of an older version has none");
         assert_eq!(format!("{issuer:?}"), "SecretIssuer(…)");
     }
 }

@@ -1,5 +1,5 @@
-//! The audit log: who changed what and when, and whom the coordinator refused. It goes to a file and to the
-//! store, as JSON lines, and never holds up a call.
+//! The audit log: who changed what and when, and which callers the coordinator refused. It is written to a
+//! file and to the store as JSON lines, and never delays a call.
 
 mod record;
 mod retention;
@@ -27,12 +27,12 @@ pub(crate) const PREFIX: &str = "audit";
 /// Number of records that may wait to be written.
 const BACKLOG: usize = 8192;
 
-/// Where the lines go, beside the store.
+/// Where the lines go in addition to the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AuditFile {
     /// Standard output.
     Standard,
-    /// Appended to; created for its owner alone. It may be moved away at any time.
+    /// A file to append to, created readable by its owner only. It may be moved away at any time.
     Path(PathBuf),
 }
 
@@ -44,7 +44,7 @@ pub struct AuditLog {
 }
 
 impl AuditLog {
-    /// Opens the file, if one is given, and starts the task that writes. It ends, with all records written,
+    /// Opens the file, if one is given, and starts the writer task. The task ends, with all records written,
     /// after the last handle is dropped.
     pub fn start(file: Option<&AuditFile>, store: Store) -> Result<(Self, JoinHandle<()>), AuditError> {
         let sink = file.map(Sink::open).transpose()?;
@@ -53,10 +53,11 @@ impl AuditLog {
         Ok((Self { records, window: Arc::default() }, task))
     }
 
-    /// Takes a record. Does not wait: a record that finds no room is counted as lost.
+    /// Queues a record without waiting. If the queue is full, the record is counted as lost.
     pub fn record(&self, mut record: Record, at: SystemTime) {
         if record.outcome == Outcome::Unauthenticated {
-            // Whoever has no credentials must not be able to fill the disk, nor to crowd out what counts.
+            // A caller without credentials must not be able to fill the disk or to crowd out relevant
+            // records.
             let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
             match window.admit(at) {
                 Some(suppressed) => record.suppressed = suppressed,

@@ -29,7 +29,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// True if the caller was refused, rather than its request.
+    /// True if the caller itself was refused, not just its request.
     pub fn is_refusal(self) -> bool {
         matches!(self, Self::Unauthenticated | Self::PermissionDenied)
     }
@@ -59,27 +59,28 @@ impl From<Code> for Outcome {
     }
 }
 
-/// A call that changed something, or that was refused. It holds no secret and nothing of a request but names.
+/// A call that changed something or was refused. The record contains no secrets, and nothing of the request
+/// but names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Record {
     /// RFC 3339 in UTC, to the millisecond.
     pub time: String,
-    /// The caller; empty if it is not known.
+    /// The caller; empty if unknown.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub principal: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub tenant: String,
     #[serde(skip_serializing_if = "str::is_empty")]
     pub role: &'static str,
-    /// The proof by which it is known.
+    /// The proof that identified the caller.
     #[serde(skip_serializing_if = "str::is_empty")]
     pub credential: &'static str,
     /// Address that the connection comes from.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub peer: String,
-    /// The RPC, as `/foil.v1.Jobs/Submit`, or the page.
+    /// The RPC, such as `/foil.v1.Jobs/Submit`, or the page.
     pub method: String,
-    /// Name of the changed resource, as `job/01m8…`; empty if the call did not get that far.
+    /// Name of the changed resource, such as `job/01m8…`; empty if the call did not get that far.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub resource: String,
     pub outcome: Outcome,
@@ -89,7 +90,7 @@ pub struct Record {
     /// The client's id of the request.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub request_id: String,
-    /// Refusals of unknown callers left out before this one.
+    /// Number of refusals of unknown callers omitted before this record.
     #[serde(skip_serializing_if = "is_zero")]
     pub suppressed: u64,
 }
@@ -99,7 +100,7 @@ fn is_zero(number: &u64) -> bool {
 }
 
 impl Record {
-    /// A record of a call by a caller that is not known.
+    /// A record of a call by an unknown caller.
     pub fn new(at: SystemTime, method: &str, outcome: Outcome) -> Self {
         Self {
             time: humantime::format_rfc3339_millis(at).to_string(),
@@ -117,7 +118,7 @@ impl Record {
         }
     }
 
-    /// The line, with its line break.
+    /// The line, including its line break.
     pub(super) fn line(&self) -> Vec<u8> {
         let mut line = serde_json::to_vec(self).expect("a record is plain data");
         line.push(b'\n');

@@ -1,4 +1,4 @@
-//! Deletion of the audit log's objects in the store, by their day.
+//! Deletion of the audit log's objects in the store, by day.
 
 use std::time::{Duration, SystemTime};
 
@@ -8,11 +8,11 @@ use super::PREFIX;
 use crate::clock::Clock;
 use crate::leadership::LeadershipHandle;
 
-/// Time between two looks.
+/// Interval between two checks.
 const PERIOD: Duration = Duration::from_secs(6 * 3600);
-/// Time before the first look, after which a coordinator that leads does so.
+/// Delay before the first check of a process, provided that it leads by then.
 const FIRST: Duration = Duration::from_secs(60);
-/// Maximum number of objects that one listing names.
+/// Maximum number of objects collected by one listing.
 const BATCH: usize = 10_000;
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -28,7 +28,7 @@ impl AuditRetention {
         Self { store, retention }
     }
 
-    /// Deletes now and then, while this process leads, until `ended` completes.
+    /// Deletes periodically, while this process leads, until `ended` completes.
     pub(crate) async fn run(
         self,
         leadership: LeadershipHandle,
@@ -52,8 +52,8 @@ impl AuditRetention {
         }
     }
 
-    /// Deletes the objects of all days that ended longer ago than the retention; returns their number. The
-    /// current day is never among them, and stops when `leads` is false.
+    /// Deletes the objects of all days that ended longer ago than the retention period; returns their number.
+    /// The current day is never among them. Stops when `leads` returns false.
     async fn delete_old(&self, now: SystemTime, leads: impl Fn() -> bool) -> Result<usize, StoreError> {
         let Some(before) = now.checked_sub(self.retention) else { return Ok(0) };
         let mut deleted = 0;
@@ -81,7 +81,7 @@ impl AuditRetention {
     }
 }
 
-/// The end of the day of an object `audit/DAY/ID.jsonl`; none for any other.
+/// The end of the day of an object `audit/DAY/ID.jsonl`; none for any other key.
 fn ended_at(key: &str) -> Option<SystemTime> {
     let (day, name) = key.strip_prefix(PREFIX)?.strip_prefix('/')?.split_once('/')?;
     if !name.ends_with(".jsonl") || name.contains('/') {
@@ -113,7 +113,7 @@ mod tests {
             "audit/2026-01-01/01m.jsonl",
             "audit/2026-01-02/01n.jsonl",
             "audit/2026-01-03/01p.jsonl",
-            // Not of the audit log: whoever put it there keeps it.
+            // Not part of the audit log, so it is kept.
             "audit/2026-01-01/notes.txt",
             "audit/old/01q.jsonl",
         ];
@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(
             keys(&store).await,
             [&all[4..5], &all[3..4], &all[5..6]].concat(),
-            "the current day stays"
+            "the current day is kept"
         );
         let long = AuditRetention::new(store.clone(), Duration::MAX);
         assert_eq!(long.delete_old(at("2026-01-03T23:59:59Z"), always).await.unwrap(), 0);

@@ -1,8 +1,8 @@
-//! A bound on the records of those who are not known.
+//! A rate limit on the records of unknown callers.
 
 use std::time::{Duration, SystemTime};
 
-/// Records that are admitted in each second.
+/// Number of records admitted per second.
 const MAX_PER_SECOND: u32 = 20;
 
 #[derive(Debug, Default)]
@@ -13,10 +13,10 @@ pub(super) struct Window {
 }
 
 impl Window {
-    /// Admits a record, with the number of those left out before it; none if it is left out itself.
+    /// Admits a record and returns the number of records omitted before it; none if it is omitted itself.
     pub(super) fn admit(&mut self, now: SystemTime) -> Option<u64> {
         let is_new = self.began.is_none_or(|began| {
-            // A clock that was set back begins a new second, too.
+            // A clock that was set back also begins a new second.
             now.duration_since(began).map_or(true, |since| since >= Duration::from_secs(1))
         });
         if is_new {

@@ -1,6 +1,6 @@
-//! Writes records to the file at once, and to the store in batches.
+//! Writes records to the file immediately, and to the store in batches.
 
-#![expect(clippy::disallowed_methods, reason = "batches are written after a while, under the day they end")]
+#![expect(clippy::disallowed_methods, reason = "batches have a timer, and are filed under the day they end")]
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -23,7 +23,7 @@ const BATCH_TIME: Duration = Duration::from_secs(10);
 const BATCH_BYTES: usize = 256 << 10;
 /// Number of batches that may wait for the store.
 const BATCHES: usize = 16;
-/// Time to write a batch to a store that does not answer.
+/// Time limit for writing a batch to a store that does not respond.
 const STORE_TIME: Duration = Duration::from_secs(60);
 
 /// An audit file that cannot be used.
@@ -35,7 +35,7 @@ pub enum AuditError {
     Exposed(#[from] Exposed),
 }
 
-/// Where lines go at once.
+/// Destination of lines that are written immediately.
 pub(super) enum Sink {
     Standard,
     File { path: PathBuf, file: File },
@@ -54,7 +54,7 @@ impl Sink {
         }
     }
 
-    /// Writes a line by one call of the system, so that processes may share a file.
+    /// Writes a line in a single system call, so that processes may share a file.
     fn write(&mut self, line: &[u8]) -> io::Result<()> {
         match self {
             Self::Standard => {
@@ -63,7 +63,7 @@ impl Sink {
                 stdout.flush()
             }
             Self::File { path, file } => {
-                // It may have been moved away, to be kept elsewhere.
+                // The file may have been moved away for archiving.
                 let is_there = fs::metadata(&*path).is_ok_and(|found| {
                     file.metadata().is_ok_and(|own| (own.dev(), own.ino()) == (found.dev(), found.ino()))
                 });
@@ -89,7 +89,7 @@ pub(super) struct Writer {
     sink: Option<Sink>,
     store: Store,
     batch: Batch,
-    /// True while the file cannot be written; told once.
+    /// True while the file cannot be written, which is logged once.
     is_failing: bool,
 }
 
@@ -105,7 +105,7 @@ impl Writer {
         Self { sink, store, batch: Batch::default(), is_failing: false }
     }
 
-    /// Writes until all senders are gone.
+    /// Writes until all senders are dropped.
     pub(super) async fn run(mut self, mut records: mpsc::Receiver<Record>) {
         let (batches, receiver) = mpsc::channel(BATCHES);
         let uploads = tokio::spawn(upload(self.store.clone(), receiver));
@@ -133,7 +133,7 @@ impl Writer {
             self.send_batch(&batches);
         }
         drop(batches);
-        // It never panics; if it did, there would be nothing left to do.
+        // The task never panics; if it did, there would be nothing left to do.
         let _ = uploads.await;
     }
 
@@ -157,7 +157,7 @@ impl Writer {
 
     fn send_batch(&mut self, batches: &mpsc::Sender<Batch>) {
         if let Err(unsent) = batches.try_send(std::mem::take(&mut self.batch)) {
-            // The store does not keep up: what waits is bounded.
+            // The store cannot keep up, and the backlog is bounded.
             lost(unsent.into_inner().records);
         }
     }
@@ -168,7 +168,7 @@ async fn upload(store: Store, mut batches: mpsc::Receiver<Batch>) {
     let store = store.patient(STORE_TIME);
     while let Some(batch) = batches.recv().await {
         let day = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-        // Sorted by time; no two are equal, so no batch replaces another.
+        // Ids sort by time and are unique, so no batch replaces another.
         let id = Ulid::new().to_string().to_lowercase();
         let key = format!("{PREFIX}/{}/{id}.jsonl", day.split('T').next().unwrap_or_default());
         if let Err(error) = store.create(&key, Bytes::from(batch.lines)).await {

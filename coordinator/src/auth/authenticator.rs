@@ -1,4 +1,4 @@
-//! Authentication: from what a caller shows to its principal.
+//! Authentication: maps a caller's credentials to its principal.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,13 +13,13 @@ use super::principal::Principal;
 use super::token_file::{TokenFault, TokenTable};
 use super::watched::{Changes, ConfigError, RELOAD_INTERVAL, Reading, Secrecy, Watched};
 
-/// Size limit of a presented token; headers have one of their own.
+/// Size limit of a presented token; headers have their own limit.
 const MAX_TOKEN_BYTES: usize = 8 << 10;
 
-/// How callers prove who they are.
+/// How callers prove their identity.
 #[derive(Debug, Clone, Default)]
 pub struct AuthConfig {
-    /// File of the tokens' hashes.
+    /// File with the hashes of the tokens.
     pub token_file: Option<PathBuf>,
     /// Accept JSON Web Tokens.
     pub jwt: Option<JwtConfig>,
@@ -28,7 +28,7 @@ pub struct AuthConfig {
 }
 
 impl AuthConfig {
-    /// True if callers have any way to prove who they are.
+    /// True if callers have any way to prove their identity.
     pub fn is_given(&self) -> bool {
         self.token_file.is_some() || self.jwt.is_some() || self.certificates
     }
@@ -43,7 +43,7 @@ pub struct Evidence<'a> {
     pub certificate: Option<&'a Subject>,
 }
 
-/// Why a caller is not known. The messages are for the caller, and tell no secret.
+/// Why a caller is not authenticated. The messages are for the caller and reveal no secrets.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error("{0}")]
@@ -58,7 +58,7 @@ pub enum Refusal {
         "the client certificate is not accepted: {0}; ask the coordinator's administrator for another, and give it with --tls-cert and --tls-key"
     )]
     Revoked(String),
-    /// The same proof names another principal now, while the call continues.
+    /// The same proof has come to name another principal during the call.
     #[error("the credentials now belong to another principal; repeat the call")]
     Changed,
 }
@@ -73,7 +73,7 @@ impl Refusal {
     }
 }
 
-/// Knows the principals. Cheap to clone; clones see the same changes of the files.
+/// Authenticates callers. Cheap to clone; clones see the same changes of the files.
 #[derive(Debug, Clone)]
 pub struct Authenticator {
     shared: Arc<Shared>,
@@ -88,7 +88,7 @@ struct Shared {
 }
 
 impl Authenticator {
-    /// Reads the files, and from then on watches them until `stop`. Must be called within a tokio runtime.
+    /// Reads the files and watches them until `stop`. Must be called within a tokio runtime.
     pub fn start(config: &AuthConfig, stop: &CancellationToken) -> Result<Self, ConfigError> {
         let changes = Changes::default();
         let tokens = config.token_file.clone().map(|path| {
@@ -107,13 +107,13 @@ impl Authenticator {
         Ok(Self { shared: Arc::new(Shared { tokens, jwt, certificates: config.certificates, changes }) })
     }
 
-    /// Told of each change of the files, after which a principal may not be known any more.
+    /// Notified of each change of the files, after which a principal may be invalid.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.shared.changes.subscribe()
     }
 
-    /// The principal of a caller. A token counts before a certificate, which may be that of a machine with
-    /// many users; a wrong token is refused, whatever the certificate says.
+    /// The principal of a caller. A token takes precedence over a certificate, which may belong to a machine
+    /// with many users; a wrong token is refused regardless of the certificate.
     pub async fn authenticate(&self, evidence: Evidence<'_>, now: SystemTime) -> Result<Principal, Refusal> {
         match (evidence.authorization, evidence.certificate) {
             (Some(header), _) => self.bearer(header, now).await,

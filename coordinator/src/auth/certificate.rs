@@ -1,4 +1,4 @@
-//! Principals that a client certificate names in its subject.
+//! Principals named by the subject of a client certificate.
 
 use std::time::{Duration, SystemTime};
 
@@ -39,8 +39,8 @@ impl Subject {
 
     /// The principal, or the reason why the certificate names none.
     ///
-    /// A role is never assumed: a certificate of a CA that also signs for other purposes would otherwise be
-    /// a user.
+    /// A role is never assumed, because any certificate of a CA that also signs for other purposes would then
+    /// identify a user.
     pub fn principal(&self) -> Result<Principal, String> {
         check_name(&self.common_name).map_err(|problem| format!("its CN names no principal: {problem}"))?;
         let tenant = match self.organization.as_str() {

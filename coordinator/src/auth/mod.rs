@@ -1,4 +1,4 @@
-//! Who calls: principals, their tenants and roles, and the proofs by which they are known.
+//! Caller identity: principals, their tenants and roles, and the proofs that identify them.
 
 mod authenticator;
 mod certificate;

@@ -10,11 +10,11 @@ use crate::tenant::Tenant;
 /// Size limit of a principal's name, which goes into the log and the audit log.
 const MAX_NAME_BYTES: usize = 128;
 
-/// Role of a principal. Each of the first four may do all that those before it may; an agent is apart from
-/// them.
+/// Role of a principal. Each of the first four includes the permissions of those before it; an agent is
+/// separate from them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
-    /// Reads the jobs of its tenant and what they made.
+    /// Reads the jobs of its tenant and their results.
     Viewer,
     /// Submits jobs, and cancels its own.
     Submitter,
@@ -39,7 +39,7 @@ impl Role {
         }
     }
 
-    /// True if it may do whatever `needed` may.
+    /// True if it may do everything that `needed` may.
     pub fn includes(self, needed: Self) -> bool {
         match (self.level(), needed.level()) {
             (Some(own), Some(needed)) => own >= needed,
@@ -47,7 +47,7 @@ impl Role {
         }
     }
 
-    /// Position among the roles of users; none for an agent.
+    /// Rank among the roles of users; none for an agent.
     fn level(self) -> Option<u8> {
         match self {
             Self::Viewer => Some(0),
@@ -87,7 +87,7 @@ pub fn check_name(name: &str) -> Result<(), String> {
     }
 }
 
-/// The proof by which a principal is known.
+/// The proof that identifies a principal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
     /// None: the coordinator has no authentication configured.
@@ -108,25 +108,25 @@ impl Source {
     }
 }
 
-/// Who makes a call.
+/// The caller of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Principal {
     pub name: String,
     pub tenant: Tenant,
     pub role: Role,
     pub source: Source,
-    /// When its proof stops to be accepted.
+    /// When its proof expires.
     pub expires: Option<SystemTime>,
 }
 
 impl Principal {
-    /// Every caller of a coordinator without authentication.
+    /// The principal of every caller of a coordinator without authentication.
     pub fn local() -> Self {
         let (name, tenant) = ("local".to_owned(), Tenant::default());
         Self { name, tenant, role: Role::Admin, source: Source::Local, expires: None }
     }
 
-    /// The jobs that it may know of.
+    /// The jobs that are visible to it.
     pub fn scope(&self) -> Scope {
         match self.role {
             Role::Admin => Scope::AllTenants,
@@ -136,14 +136,14 @@ impl Principal {
         }
     }
 
-    /// True if it may cancel or delete this job, one that it may know of.
+    /// True if it may cancel or delete this job, which must be visible to it.
     pub fn may_change(&self, job: &Submitted) -> bool {
-        // A job of an older log has no owner, and is no submitter's own.
+        // A job of an older log has no owner, so no submitter owns it.
         self.role.includes(Role::Operator) || (self.role == Role::Submitter && job.owner == self.name)
     }
 }
 
-/// The tenants whose jobs and inputs a caller may know of; all others do not exist for it.
+/// The tenants whose jobs and inputs a caller may see; all others do not exist for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope {
     Tenant(Tenant),

@@ -1,17 +1,18 @@
-//! Bearer tokens: random, so that neither guessing nor a slow hash is a concern, and kept as hashes only.
+//! Bearer tokens. They are random, so guessing is not a concern and no slow hash is needed; only their hashes
+//! are stored.
 
 use std::fmt;
 
 use rand::TryRngCore;
 
-/// Start of every token, by which scanners of repositories and logs find one that leaked.
+/// Prefix of every token, by which repository and log scanners find leaked ones.
 pub const PREFIX: &str = "foil_";
-/// Random bytes of a new token.
+/// Number of random bytes in a new token.
 const RANDOM_BYTES: usize = 32;
-/// Minimum of characters after the prefix: 128 random bits in hex.
+/// Minimum number of characters after the prefix: 128 random bits in hex.
 const MIN_CHARACTERS: usize = 32;
 
-/// A token; never printed by accident.
+/// A token. It is never printed by accident.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(String);
 
@@ -23,7 +24,7 @@ impl Token {
         Ok(Self(format!("{PREFIX}{}", blake3::Hash::from_bytes(bytes).to_hex())))
     }
 
-    /// The token as its holder presents it.
+    /// The token in the form that its holder presents.
     pub fn reveal(&self) -> &str {
         &self.0
     }
@@ -43,7 +44,7 @@ pub(super) fn hash(token: &str) -> blake3::Hash {
     blake3::hash(token.as_bytes())
 }
 
-/// True if a text has the form of a token. Words that somebody chose have not, whatever a token file says.
+/// True if a text has the form of a token. Hand-picked passwords do not, whatever a token file contains.
 pub(super) fn is_well_formed(text: &str) -> bool {
     text.strip_prefix(PREFIX).is_some_and(|random| {
         random.len() >= MIN_CHARACTERS && random.bytes().all(|byte| byte.is_ascii_alphanumeric())

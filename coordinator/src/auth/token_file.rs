@@ -1,4 +1,4 @@
-//! The file of tokens: one a line, with its principal.
+//! The token file: one token per line, with its principal.
 //!
 //! ```text
 //! # name  tenant  role       hash of the token                 until
@@ -14,14 +14,14 @@ use super::principal::{Principal, Role, Source, check_name};
 use super::token;
 use crate::tenant::Tenant;
 
-/// Maximum number of tokens in a file: each is compared with a presented one.
+/// Maximum number of tokens in a file, since a presented token is compared with each of them.
 const MAX_TOKENS: usize = 4096;
-/// Number of bad lines that an error names.
+/// Maximum number of bad lines listed in an error.
 const MAX_NAMED: usize = 20;
 const HASH: &str = "blake3:";
 const EXPIRES: &str = "expires=";
 
-/// A line of a token file that cannot be used. It shows no part of the hash.
+/// An unusable line of a token file. It shows no part of the hash.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadLine {
     pub line: usize,
@@ -65,7 +65,7 @@ pub struct TokenTable {
 }
 
 impl TokenTable {
-    /// Reads all lines; the error names every bad one.
+    /// Reads all lines; the error lists the bad ones.
     pub fn parse(text: &str) -> Result<Self, Problem> {
         let (mut entries, mut bad) = (Vec::new(), Vec::new());
         let mut seen: BTreeMap<[u8; 32], usize> = BTreeMap::new();
@@ -102,7 +102,7 @@ impl TokenTable {
         self.entries.is_empty()
     }
 
-    /// The principal of a token. Takes the same time whichever entry it matches, and whether it does.
+    /// The principal of a token. Takes the same time whether or not an entry matches, and whichever it is.
     pub(super) fn find(&self, presented: &str, now: SystemTime) -> Result<&Principal, TokenFault> {
         let hash = token::hash(presented);
         let mut found = None;
@@ -167,7 +167,7 @@ pub fn entry_line(
     expires: Option<SystemTime>,
 ) -> String {
     let until = expires.map(|at| {
-        // Whole seconds, which the file's reader takes.
+        // Whole seconds, which the file's reader accepts.
         let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(since);
         format!(" {EXPIRES}{}", humantime::format_rfc3339_seconds(at))
@@ -209,7 +209,7 @@ mod tests {
         for wrong in ["", "foil_", &lasting.reveal()[..20], &format!("{}0", lasting.reveal())] {
             assert_eq!(table.find(wrong, day("2026-01-01")), Err(TokenFault::Unknown), "{wrong}");
         }
-        // The hash is no token.
+        // The hash is not a token.
         let hash = lasting.hash().to_hex().to_string();
         assert_eq!(table.find(&hash, day("2026-01-01")), Err(TokenFault::Unknown));
     }

@@ -1,4 +1,4 @@
-//! Files that are read again when they change.
+//! Files that are reread when they change.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -10,12 +10,12 @@ use foil_common::private::{self, Exposed};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Interval at which a file is compared with what was read of it.
+/// Interval at which a file is compared with its last content.
 pub(super) const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
 /// Size limit of a file.
 const MAX_BYTES: u64 = 4 << 20;
 
-/// A file of the authentication that cannot be used.
+/// An authentication file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("cannot read {path}: {source}", path = path.display())]
@@ -33,13 +33,13 @@ pub(super) enum Secrecy {
     Public,
 }
 
-/// A file or document that is read again when it changes.
+/// A file or document that is reread when it changes.
 #[derive(Debug)]
 pub(super) struct Reading<T> {
     pub(super) path: PathBuf,
     pub(super) secrecy: Secrecy,
     pub(super) parse: fn(&str) -> Result<T, String>,
-    /// Time between two looks at the file.
+    /// Time between two checks of the file.
     pub(super) interval: Duration,
 }
 
@@ -64,15 +64,15 @@ impl<T> Reading<T> {
     }
 }
 
-/// The present content of a file. Cheap to clone; clones see the same changes.
+/// The current content of a file. Cheap to clone; clones see the same changes.
 #[derive(Debug)]
 pub(super) struct Watched<T> {
     current: Arc<RwLock<Arc<T>>>,
-    /// Told of each change.
+    /// Notified of each change.
     changes: Changes,
 }
 
-/// Tells that what callers prove themselves by has changed.
+/// Notifies of changes to the credentials that callers are checked against.
 pub(super) type Changes = watch::Sender<()>;
 
 impl<T> Clone for Watched<T> {
@@ -82,8 +82,8 @@ impl<T> Clone for Watched<T> {
 }
 
 impl<T: Send + Sync + 'static> Watched<T> {
-    /// Reads the file, and from then on watches it until `stop`. A content that cannot be used is logged, and
-    /// the last good one stays in use. Must be called within a tokio runtime.
+    /// Reads the file and watches it until `stop`. Invalid content is logged, and the last valid content
+    /// stays in use. Must be called within a tokio runtime.
     pub(super) fn start(
         reading: Reading<T>,
         changes: Changes,
@@ -167,7 +167,8 @@ mod tests {
         let changes = Changes::default();
         let mut change = changes.subscribe();
         let watched = Watched::start(number(&path), changes, stop.clone()).unwrap();
-        // A content that counts follows each that does not: when it is seen, the other has been.
+        // Each rejected content is followed by an accepted one: once that is seen, the rejected one has been
+        // processed.
         for (unused, mode, used) in [("x", 0o600, 2), ("9", 0o604, 3), ("", 0o600, 4)] {
             write(&path, unused, mode);
             tokio::time::sleep(Duration::from_millis(50)).await;

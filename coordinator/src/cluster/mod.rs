@@ -19,17 +19,18 @@ use crate::clock::Now;
 /// Timeouts after which an agent is considered lost.
 #[derive(Debug, Clone, Copy)]
 pub struct Liveness {
-    /// For an agent with an open stream but without heartbeats, or not heard since this coordinator leads:
-    /// the agent's own fence and some slack, so that its ranks are dead before their work is given to
-    /// others.
+    /// For an agent with an open stream but without heartbeats, or one that has not registered since this
+    /// coordinator took over: the agent's own fence plus some slack, so that its ranks are dead before their
+    /// work goes to others.
     pub heartbeat_timeout: Duration,
     /// For an agent without a stream.
     pub reconnect_timeout: Duration,
-    /// For an agent to report the death of processes that it was told to stop.
+    /// For an agent to report the death of processes that it was asked to stop.
     pub stop_timeout: Duration,
-    /// An agent not heard for this long, some heartbeats, may be replaced by another process of its name.
+    /// An agent that has been silent for this long, a few heartbeats, may be replaced by another process of
+    /// the same name.
     pub takeover_after: Duration,
-    /// For how long a faulty agent is excluded, the first time.
+    /// How long a faulty agent is excluded the first time.
     pub probation: Duration,
 }
 
@@ -74,7 +75,7 @@ pub struct NameTaken {
 /// Agents by the state of their streams, and devices by kind and state.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ClusterCounts {
-    /// By `connected`, `disconnected` or `expected` (known from a previous leader, not heard yet).
+    /// By `connected`, `disconnected` or `expected` (known from a previous leader, not registered yet).
     pub agents: BTreeMap<&'static str, usize>,
     /// By kind and `held`, `free` or `unreachable`.
     pub devices: BTreeMap<(String, &'static str), usize>,
@@ -86,15 +87,15 @@ struct Agent {
     /// Random id of its process; empty if unknown.
     instance: String,
     hostname: String,
-    /// None until it is heard.
+    /// None until the agent registers.
     release: Option<Release>,
-    /// Time at which its process registered, or since which it is waited for.
+    /// When the agent's process registered, or when the cluster began to wait for it.
     since: Duration,
     trust: Trust,
-    /// It is shutting down and starts no more ranks.
+    /// The agent is shutting down and starts no more ranks.
     leaving: bool,
     devices: Vec<Device>,
-    /// Processes that a previous leader started: told to stop, not yet reported dead.
+    /// Processes started by a previous leader that were asked to stop and have not been reported dead.
     orphans: BTreeMap<String, Duration>,
 }
 
@@ -107,7 +108,7 @@ enum Link {
     Down {
         since: Duration,
     },
-    /// Known from a previous leader's log; not heard yet.
+    /// Known from a previous leader's log; not registered yet.
     Expected {
         since: Duration,
     },
@@ -116,20 +117,20 @@ enum Link {
 #[derive(Debug)]
 struct Device {
     device: v1::Device,
-    /// Session of the rank process on it. At most one: NCCL refuses two ranks on one device.
+    /// Session of the rank process on the device. At most one: NCCL refuses two ranks on one device.
     holder: Option<String>,
-    /// Time since which it has the holder, or none.
+    /// Since when the device has had this holder, or none.
     since: Duration,
 }
 
-/// The processes of an agent that registers, compared with what was known of it.
+/// The processes of a registering agent, compared with what was known about it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Registered {
-    /// Sessions that should run there and do not.
+    /// Sessions that should be running there but are not.
     pub lost: Vec<String>,
-    /// Sessions that run there and should not; they must be stopped.
+    /// Sessions that are running there but should not be; they must be stopped.
     pub orphans: Vec<String>,
-    /// Sessions that run there as they should.
+    /// Sessions that are running there as expected.
     pub kept: Vec<String>,
 }
 
@@ -138,8 +139,8 @@ impl Cluster {
         Self { liveness, agents: BTreeMap::new() }
     }
 
-    /// Checks an agent's name: while a process of that name is connected and heard, only that process may
-    /// register again.
+    /// Checks an agent's name: while a process of that name is connected and responsive, only that process
+    /// may register again.
     pub fn admits(&self, hello: &v1::AgentRegister, now: Now) -> Result<(), NameTaken> {
         let Some(known) = self.agents.get(&hello.agent_id) else { return Ok(()) };
         let Link::Up { heard, .. } = known.link else { return Ok(()) };
@@ -150,7 +151,7 @@ impl Cluster {
         Err(NameTaken { agent: hello.agent_id.clone(), host: known.hostname.clone(), heard })
     }
 
-    /// Registers an agent that is new or comes back. Its devices keep their holders.
+    /// Registers an agent that is new or returns. Its devices keep their holders.
     pub fn register(&mut self, hello: &v1::AgentRegister, connection: u64, now: Now) -> Registered {
         let running: BTreeSet<&String> = hello.session_ids.iter().collect();
         let known = self.agents.remove(&hello.agent_id);
@@ -190,8 +191,8 @@ impl Cluster {
         registered
     }
 
-    /// Records a process that a previous leader started on the device; its agent is waited for as long as the
-    /// process can live without a leader.
+    /// Records a process that a previous leader started on the device. Its agent is awaited for as long as
+    /// the process can live without a leader.
     pub fn expect(&mut self, placement: &Placement, kind: &str, session: &str, now: Now) {
         let agent = self.agents.entry(placement.agent.clone()).or_insert_with(|| Agent {
             link: Link::Expected { since: now.mono },
@@ -208,7 +209,7 @@ impl Cluster {
         agent.devices.push(Device { device, holder: Some(session.to_owned()), since: now.mono });
     }
 
-    /// Records a message on an agent's stream. False if a newer stream has replaced it.
+    /// Records a message on an agent's stream. False if a newer stream has replaced the stream.
     pub fn heard(&mut self, agent: &str, connection: u64, now: Now) -> bool {
         match self.agents.get_mut(agent).map(|agent| &mut agent.link) {
             Some(Link::Up { connection: current, heard }) if *current == connection => {
@@ -229,7 +230,7 @@ impl Cluster {
         agent.devices.iter().filter_map(|device| device.holder.clone()).collect()
     }
 
-    /// Records that the stream is closed; the agent may come back.
+    /// Records that the stream is closed; the agent may reconnect.
     pub fn disconnected(&mut self, agent: &str, connection: u64, now: Now) {
         if let Some(agent) = self.agents.get_mut(agent)
             && matches!(agent.link, Link::Up { connection: current, .. } if current == connection)
@@ -238,7 +239,7 @@ impl Cluster {
         }
     }
 
-    /// Restarts the deadlines of the agents that are not connected, because none can register at present.
+    /// Restarts the deadlines of disconnected agents, because none can register at present.
     pub fn reset_deadlines(&mut self, now: Now) {
         for agent in self.agents.values_mut() {
             match &mut agent.link {
@@ -266,7 +267,7 @@ impl Cluster {
             .agents
             .iter()
             .filter(|(_, agent)| match agent.link {
-                // The ends of its ranks have been reported, so there is nothing left to wait for.
+                // The exits of its ranks have been reported, so there is nothing left to wait for.
                 Link::Down { .. }
                     if agent.leaving && agent.devices.iter().all(|device| device.holder.is_none()) =>
                 {
@@ -286,7 +287,7 @@ impl Cluster {
             .collect()
     }
 
-    /// Records a fault of the agent. Returns for how long it is excluded, if that starts now.
+    /// Records a fault of the agent. Returns the length of its exclusion if one starts now.
     pub fn strike(&mut self, agent: &str, fault: AgentFault, now: Now) -> Option<Duration> {
         let probation = self.liveness.probation;
         self.agents.get_mut(agent)?.trust.strike(fault, probation, now)
@@ -304,7 +305,7 @@ impl Cluster {
         self.agents.iter().any(|(id, other)| id != agent && other.is_trusted(kind))
     }
 
-    /// Number of agents that get no ranks while there are others.
+    /// Number of excluded agents, which get no ranks while there are others.
     pub fn excluded(&self) -> usize {
         self.agents.values().filter(|agent| agent.trust.is_excluded()).count()
     }
@@ -340,7 +341,7 @@ impl Cluster {
                     (None, true) => "free",
                     (None, false) => "unreachable",
                 };
-                // A state that no device is in is told too, so that a curve goes down to 0 and does not end.
+                // States without devices are reported too, so that their curves drop to 0 instead of ending.
                 for each in ["held", "free", "unreachable"] {
                     let count = counts.devices.entry((device.device.kind.clone(), each)).or_default();
                     *count += usize::from(each == state);

@@ -8,12 +8,12 @@ use foil_proto::v1;
 use super::{Agent, Cluster, Placement};
 use crate::queue::Supply;
 
-/// Version and build of an agent's program, which is also that of the ranks that it starts. The ranks of one
-/// attempt are of one release: those of two need not take the same steps, nor understand each other.
+/// Version and build of an agent's program and of the ranks that it starts. All ranks of one attempt are of
+/// one release: ranks of different releases may take different steps or fail to understand each other.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Release {
     pub version: String,
-    /// Empty if its builder named none.
+    /// Empty if the builder set none.
     pub build: String,
 }
 
@@ -35,21 +35,21 @@ impl fmt::Display for Release {
 /// A host's free devices of a kind.
 #[derive(Debug, Default)]
 struct FreeHost {
-    /// Most strikes of an agent of it.
+    /// Maximum number of strikes among the host's agents.
     strikes: u32,
     devices: Vec<Placement>,
 }
 
 impl Cluster {
-    /// `count` free devices of a kind on agents of a release; none if there are fewer. They are on as few
-    /// hosts as have room, so that gradients cross the network as seldom as can be, and those of a host
-    /// follow each other. Hosts of agents without strikes come first. The order is stable.
+    /// `count` free devices of a kind on agents of a release; none if there are fewer. They are spread over
+    /// as few hosts as possible, to minimize network traffic for gradients, and devices of a host are
+    /// adjacent. Hosts of agents without strikes come first. The order is stable.
     pub fn find_free(&self, kind: &str, release: &Release, count: usize) -> Option<Vec<Placement>> {
         let mut hosts = self.free_by_host(kind, release);
         let mut placements = Vec::with_capacity(count);
         while placements.len() < count {
             let lacking = count - placements.len();
-            // The smallest that has room for all, else the one that takes most.
+            // Prefer the smallest host with room for all, or else the host that takes the most.
             let fit = |(_, host): &(usize, &FreeHost)| {
                 let free = host.devices.len();
                 let is_enough = free >= lacking;
@@ -61,7 +61,8 @@ impl Cluster {
         Some(placements)
     }
 
-    /// The hosts with free devices of a kind, by their first agent. An agent that names none is a host.
+    /// The hosts with free devices of a kind, ordered by their first agent. An agent without a host name is a
+    /// host of its own.
     fn free_by_host(&self, kind: &str, release: &Release) -> Vec<FreeHost> {
         let is_one = |agent: &Agent| agent.takes_ranks() && agent.release.as_ref() == Some(release);
         let mut hosts: Vec<FreeHost> = Vec::new();
@@ -85,7 +86,7 @@ impl Cluster {
         hosts
     }
 
-    /// Devices of a kind that jobs can use, by release. Agents that are not heard yet are without one.
+    /// Devices of a kind that jobs can use, by release; none for agents that have not registered yet.
     pub fn supplies(&self, kind: &str) -> BTreeMap<Option<&Release>, Supply> {
         let mut supplies: BTreeMap<Option<&Release>, Supply> = BTreeMap::new();
         for agent in self.agents.values().filter(|agent| agent.devices(kind).next().is_some()) {
@@ -102,7 +103,7 @@ impl Cluster {
         supplies
     }
 
-    /// The release of an agent; none if it is not heard yet.
+    /// The release of an agent; none if it has not registered yet.
     pub fn release_of(&self, agent: &str) -> Option<&Release> {
         self.agents.get(agent)?.release.as_ref()
     }
@@ -112,7 +113,7 @@ impl Cluster {
         self.agents.get(&placement.agent).is_some_and(|agent| agent.is_up() && !agent.leaving)
     }
 
-    /// The agents that may get ranks: not excluded ones, unless no other has devices of the kind.
+    /// The agents that may get ranks: those not excluded, unless no other agent has devices of the kind.
     fn in_use(&self, kind: &str) -> impl Iterator<Item = (&String, &Agent)> {
         let others = self.agents.values().any(|agent| agent.is_trusted(kind));
         self.agents.iter().filter(move |(_, agent)| !agent.leaving && (!others || !agent.trust.is_excluded()))

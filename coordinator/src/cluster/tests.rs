@@ -67,7 +67,7 @@ fn a_name_belongs_to_one_process_while_that_is_heard() {
     assert_eq!((taken.host.as_str(), taken.heard), ("host-of-one", Duration::from_secs(1)));
     assert!(taken.to_string().contains("give --agent-id another value"), "{taken}");
     assert!(cluster.admits(&process("a", ""), at(5)).is_err(), "a process without an id");
-    assert_eq!(cluster.admits(&process("a", "one"), at(5)), Ok(()), "its own next stream");
+    assert_eq!(cluster.admits(&process("a", "one"), at(5)), Ok(()), "the next stream of the same process");
     assert_eq!(cluster.admits(&process("b", "two"), at(5)), Ok(()));
     assert_eq!(cluster.admits(&process("a", "two"), at(10)), Ok(()), "three heartbeats are missing");
     cluster.disconnected("a", 1, at(5));
@@ -89,7 +89,7 @@ fn an_agent_that_leaves_takes_no_more_ranks_and_is_not_waited_for() {
     cluster.release(&placement, "s");
     assert_eq!(cluster.expire(at(2)), [("a".to_owned(), Vec::new())]);
     cluster.register(&process("a", "two"), 2, at(3));
-    assert!(find_free(&cluster, "cpu", 1).is_some(), "the next process of that name is another one");
+    assert!(find_free(&cluster, "cpu", 1).is_some(), "the next process of that name is a different one");
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn agents_with_strikes_come_last_and_then_not_at_all() {
     cluster.register(&process("!hole", "x"), 3, at(3));
     assert_eq!(cluster.excluded(), 1);
     cluster.disconnected("good", 2, at(4));
-    assert_eq!(first(&cluster), "!hole", "without another agent, it is better than none");
+    assert_eq!(first(&cluster), "!hole", "without another agent, an excluded one is better than none");
     assert!(!cluster.has_alternative("good", "cpu"));
     cluster.register(&process("!hole", "z"), 4, at(5));
     assert_eq!(cluster.excluded(), 0);
@@ -169,7 +169,7 @@ fn each_release_is_a_supply_of_its_own() {
     let found = cluster.find_free("cpu", &other, 2).unwrap();
     assert!(found.iter().all(|placement| placement.agent == "c"), "{found:?}");
     assert_eq!((cluster.release_of("a"), cluster.release_of("d")), (Some(&one), None));
-    // The agent's next process is of the other build.
+    // The agent's next process has the other build.
     cluster.register(&of("b", "1", "y"), 4, at(1));
     assert_eq!(counts(&cluster)[1..], [(Some(one.clone()), 2, 2), (Some(other), 4, 4)]);
     assert_eq!(one.to_string(), "1 (build x)");
@@ -224,7 +224,7 @@ fn ranks_are_on_as_few_hosts_as_have_room_and_those_of_a_host_follow_each_other(
         hostname: host.into(),
         ..agent(id, devices, &[])
     };
-    // The agents of a host need not have names that follow each other.
+    // The agents of a host need not have consecutive names.
     let agents = [("a", "one", 1), ("b", "two", 4), ("c", "one", 1), ("d", "three", 8), ("e", "", 3)];
     for (connection, (id, host, devices)) in (1..).zip(agents) {
         cluster.register(&on(id, host, devices), connection, at(0));
@@ -245,7 +245,7 @@ fn ranks_are_on_as_few_hosts_as_have_room_and_those_of_a_host_follow_each_other(
         assert_eq!(agents(&cluster, count), expected, "{count} ranks");
     }
     assert!(find_free(&cluster, "cpu", 18).is_none());
-    // Held devices do not count, and a strike moves a host behind the others.
+    // Held devices do not count, and a strike puts a host after the others.
     cluster.assign(&Placement { agent: "b".to_owned(), device: "cpu:2".to_owned() }, "s", at(0));
     assert_eq!(agents(&cluster, 3), "bbb");
     cluster.strike("a", AgentFault::NeverConnected, at(1));

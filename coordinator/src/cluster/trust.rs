@@ -1,6 +1,6 @@
-//! Trust in an agent: one that starts no ranks, or whose ranks make false reports, is excluded for a while.
-//! Pure: time is passed in. Kept in memory only: a new leader learns it again from two starts that never
-//! connect, which count against no job that another agent can run.
+//! Trust in an agent: an agent that starts no ranks, or whose ranks make false reports, is excluded for a
+//! while. Pure: time is passed in. The record is in memory only: a new leader relearns it from two starts
+//! that never connect, which do not count against a job that another agent can run.
 
 use std::time::Duration;
 
@@ -9,15 +9,15 @@ use crate::clock::Now;
 /// A failure that is the agent's fault and not the job's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AgentFault {
-    /// A rank process that it was told to start never connected.
+    /// A rank process that the agent was asked to start never connected.
     NeverConnected,
-    /// One of its ranks made a false report.
+    /// One of the agent's ranks made a false report.
     FalseReport,
 }
 
 /// Number of strikes after which an agent is excluded.
 const STRIKES: u32 = 2;
-/// Number of times that the period doubles.
+/// Maximum number of times that the period doubles.
 const DOUBLINGS: u32 = 5;
 
 /// The fault record of one agent.
@@ -27,19 +27,19 @@ pub(super) struct Trust {
     strikes: u32,
     last: Option<AgentFault>,
     until: Option<Duration>,
-    /// Number of times in a row that it was excluded.
+    /// Number of consecutive exclusions.
     times: u32,
 }
 
 impl Trust {
-    /// Records a fault. Returns for how long the agent is excluded, if that starts now.
+    /// Records a fault. Returns the length of the agent's exclusion if one starts now.
     pub(super) fn strike(&mut self, fault: AgentFault, probation: Duration, now: Now) -> Option<Duration> {
         self.last = Some(fault);
         self.strikes += match fault {
             AgentFault::NeverConnected => 1,
             AgentFault::FalseReport => STRIKES,
         };
-        // An agent that is excluded already may still fail at work that it was given before.
+        // An agent that is already excluded may still fail at work assigned before.
         if self.strikes < STRIKES || self.until.is_some() {
             return None;
         }
@@ -49,14 +49,14 @@ impl Trust {
         Some(period)
     }
 
-    /// Records that a rank of the agent has connected. Clears failed starts, but not false reports.
+    /// Records that a rank of the agent has connected. This clears failed starts, but not false reports.
     pub(super) fn record_connection(&mut self) {
         if self.last == Some(AgentFault::NeverConnected) {
             *self = Self::default();
         }
     }
 
-    /// Ends the period of an agent whose time is over; the next strike excludes it for longer.
+    /// Ends an exclusion whose time is over; the next strike excludes the agent for longer.
     pub(super) fn lift(&mut self, now: Now) {
         if self.until.is_some_and(|until| now.mono >= until) {
             self.until = None;
@@ -68,7 +68,7 @@ impl Trust {
         self.until.is_some()
     }
 
-    /// The fault for which it is excluded, and until when.
+    /// The fault for which the agent is excluded, and until when.
     pub(super) fn exclusion(&self) -> Option<(AgentFault, Duration)> {
         self.last.zip(self.until)
     }
@@ -102,7 +102,7 @@ mod tests {
         assert!(!trust.is_excluded());
         assert_eq!(trust.strike(AgentFault::NeverConnected, PROBATION, at(40)), Some(2 * PROBATION));
         trust.record_connection();
-        assert!(!trust.is_excluded() && trust.strikes() == 0, "it starts ranks after all");
+        assert!(!trust.is_excluded() && trust.strikes() == 0, "the agent does start ranks");
         assert_eq!(trust.strike(AgentFault::NeverConnected, PROBATION, at(50)), None);
     }
 

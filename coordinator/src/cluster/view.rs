@@ -14,11 +14,11 @@ pub struct AgentView<'a> {
     pub hostname: &'a str,
     pub version: &'a str,
     pub link: LinkView,
-    /// Time at which its process registered, or since which it is waited for.
+    /// When the agent's process registered, or when the cluster began to wait for it.
     pub since: Duration,
-    /// Time at which it was last heard, if ever.
+    /// When the agent was last heard from, if ever.
     pub heard: Option<Duration>,
-    /// Why it gets no ranks while there are others, and until when.
+    /// Why the agent gets no ranks while there are others, and until when.
     pub exclusion: Option<(AgentFault, Duration)>,
     pub devices: Vec<DeviceView<'a>>,
 }
@@ -26,22 +26,22 @@ pub struct AgentView<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LinkView {
     Connected,
-    /// It is shutting down.
+    /// The agent is shutting down.
     Leaving,
     Disconnected,
-    /// Known from a previous leader, not heard yet.
+    /// Known from a previous leader, not registered yet.
     Expected,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct DeviceView<'a> {
     pub device: &'a v1::Device,
-    /// Session of the rank process on it, and since when.
+    /// Session of the rank process on the device, and since when.
     pub holder: Option<(&'a str, Duration)>,
 }
 
 impl Cluster {
-    /// All agents in order of their ids, from the first one after `after` on.
+    /// All agents in order of their ids, starting after `after`.
     pub fn agents<'a>(&'a self, after: &str) -> impl Iterator<Item = AgentView<'a>> {
         let range = (std::ops::Bound::Excluded(after.to_owned()), std::ops::Bound::Unbounded);
         self.agents.range(range).map(|(id, agent)| agent.view(id))

@@ -9,26 +9,26 @@ pub struct InUse(Arc<Mutex<Keys>>);
 
 #[derive(Debug, Default)]
 struct Keys {
-    /// With the number of holds.
+    /// Held keys, with the number of holds.
     held: BTreeMap<String, usize>,
     condemned: BTreeSet<String>,
 }
 
-/// A key is being deleted at this moment.
+/// A key is currently being deleted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{key} is being deleted, because no job named it")]
 pub struct BeingDeleted {
     pub key: String,
 }
 
-/// Keys that are not condemned while this lives.
+/// Keys that cannot be condemned while this value lives.
 #[derive(Debug)]
 pub struct Hold {
     keys: Vec<String>,
     in_use: InUse,
 }
 
-/// Keys that cannot be held while this lives.
+/// Keys that cannot be held while this value lives.
 #[derive(Debug)]
 pub(super) struct Condemned {
     pub(super) keys: Vec<String>,
@@ -39,7 +39,7 @@ impl InUse {
     /// Holds all keys or none.
     ///
     /// # Errors
-    /// One of them is being deleted; in a moment it will be gone.
+    /// One of the keys is currently being deleted.
     pub fn hold(&self, keys: impl IntoIterator<Item = String>) -> Result<Hold, BeingDeleted> {
         let wanted: Vec<String> = keys.into_iter().collect();
         let mut keys = self.lock();
@@ -52,7 +52,7 @@ impl InUse {
         Ok(Hold { keys: wanted, in_use: self.clone() })
     }
 
-    /// Condemns those of the keys that nobody holds.
+    /// Condemns those of the keys that are not held.
     pub(super) fn condemn(&self, keys: impl IntoIterator<Item = String>) -> Condemned {
         let mut known = self.lock();
         let free: Vec<String> = keys.into_iter().filter(|key| !known.held.contains_key(key)).collect();

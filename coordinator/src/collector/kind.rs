@@ -1,4 +1,4 @@
-//! The kind of an object, told from its key.
+//! The kind of an object, derived from its key.
 
 use crate::audit;
 pub(super) use crate::inputs::INPUTS;
@@ -7,7 +7,7 @@ pub(super) use crate::inputs::INPUTS;
 pub(super) const JOBS: &str = "jobs";
 /// Prefix of the coordinator's own objects.
 pub(super) const META: &str = "meta";
-/// Prefixes of all that belongs into a copy of a store beside its log.
+/// Prefixes of everything besides the log that belongs in a copy of a store.
 pub const PREFIXES: [&str; 3] = [INPUTS, JOBS, audit::PREFIX];
 
 /// Kinds of objects, in the order of reports.
@@ -15,7 +15,7 @@ pub const PREFIXES: [&str; 3] = [INPUTS, JOBS, audit::PREFIX];
 pub enum Kind {
     /// A file that a user uploaded.
     Input,
-    /// A set that a job's inputs were encoded to.
+    /// A data set that a job's inputs were encoded to.
     Dataset,
     Artifact,
     Checkpoint,
@@ -35,7 +35,7 @@ impl Kind {
             (Some(JOBS), Some("logs")) => Self::Log,
             // jobs/J/phases/P/aN/checkpoints/…
             (Some(JOBS), Some("phases")) if parts.nth(2) == Some("checkpoints") => Self::Checkpoint,
-            // TensorBoard's event files, and what trackers have.
+            // TensorBoard's event files and the other trackers' records.
             (Some(JOBS), Some("phases" | "trackers")) => Self::Artifact,
             _ => Self::Other,
         }

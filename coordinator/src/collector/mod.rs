@@ -1,18 +1,18 @@
-//! Collection of garbage that no single job's events tell: inputs that no job names, what is left of deleted
-//! jobs, and of submissions that were never committed. Also what the store's objects take.
+//! Collection of garbage that cannot be identified from a single job's events: inputs that no job refers to,
+//! and remains of deleted jobs and of submissions that were never committed. Also computes the store's usage.
 //!
-//! A collection never takes what somebody is about to name. There are three ways in which that could be:
+//! A collection never deletes an object that is about to be referred to. There are three such cases:
 //!
 //! 1. *A client has uploaded an input and not yet submitted its job.* Each upload renews the input's age,
-//!    also one that finds it there, and younger inputs than the grace period stay.
-//! 2. *An upload or a submission is in progress.* It [holds](InUse::hold) its keys from before it looks at
-//!    them until its job is in the log; what is held is not condemned, and what is condemned cannot be held.
-//! 3. *A job was committed since the listing.* After the keys are condemned, the driver is asked once more
-//!    whether a job names them, and the store for their age.
+//!    even if the input already exists, and inputs younger than the grace period are kept.
+//! 2. *An upload or a submission is in progress.* It [holds](InUse::hold) its keys from before it checks them
+//!    until its job is in the log; held keys are not condemned, and condemned keys cannot be held.
+//! 3. *A job was committed since the listing.* After the keys are condemned, the driver is asked again
+//!    whether a job refers to them, and the store for their age.
 //!
-//! Uploads, submissions and collections all happen in the process that leads. A leader whose lease runs out
-//! while it collects stops; only a process suspended between its last look at the lease and the deletion of a
-//! key could still delete an input that was uploaded again meanwhile, at a later leader. Its job would then
+//! Uploads, submissions and collections all run in the leading process. A leader whose lease expires during a
+//! collection stops. Only a process suspended between its last check of the lease and the deletion of a key
+//! could still delete an input that was uploaded again in between, under a later leader. Its job would then
 //! fail and name the missing input; no result would be wrong.
 
 mod garbage;
@@ -34,10 +34,10 @@ use crate::clock::Clock;
 use crate::driver::Stopped;
 use crate::leadership::{LeadershipHandle, NotLeading};
 
-/// The age below which inputs that no job names, and traces of unfinished submissions, are kept by default.
+/// The default age below which inputs that no job refers to, and remains of unfinished submissions, are kept.
 pub const GRACE: Duration = Duration::from_secs(24 * 3600);
 
-/// Counts and collects. Cheap to clone; at most one clone collects at a time.
+/// Computes usage and collects garbage. Cheap to clone; at most one clone collects at a time.
 #[derive(Debug, Clone)]
 pub struct Collector {
     store: Store,
@@ -57,7 +57,7 @@ pub enum CollectError {
     Stopped(#[from] Stopped),
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Nobody wants to know the result any more.
+    /// The caller has stopped waiting for the result.
     #[error("the caller is gone")]
     Abandoned,
 }

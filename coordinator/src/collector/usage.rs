@@ -8,7 +8,7 @@ use super::kind::{INPUTS, JOBS, Kind, META, job_of};
 use super::{CollectError, Collector};
 use crate::auth::Scope;
 
-/// Objects and their bytes; a sidecar's bytes count, but it is no object of its own.
+/// Number of objects and their bytes; a sidecar counts toward the bytes, but not as an object.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Amount {
     pub objects: u64,
@@ -25,9 +25,9 @@ impl Amount {
 /// Objects and bytes in the store.
 #[derive(Debug, Default)]
 pub struct Usage {
-    /// By tenant and kind. No tenant's are the journal, inputs that no job names, and objects of no job.
+    /// By tenant and kind. The journal, inputs that no job refers to, and objects of no job have no tenant.
     pub tenants: BTreeMap<(String, Kind), Amount>,
-    /// By job, with its name and tenant, and kind. A job that does not exist has neither.
+    /// By job, with its name, tenant and kinds. A job that does not exist has neither name nor tenant.
     pub jobs: BTreeMap<String, JobUsage>,
     pub total: Amount,
 }
@@ -95,7 +95,7 @@ impl Collector {
 }
 
 impl Usage {
-    /// Share of the tenants of a scope.
+    /// The usage restricted to the tenants of a scope.
     pub fn within(mut self, scope: &Scope) -> Self {
         if *scope == Scope::AllTenants {
             return self;

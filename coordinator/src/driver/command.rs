@@ -15,12 +15,12 @@ use crate::job::{JobState, Submitted, view};
 use crate::schedule::{Hello, ProtocolError, Report};
 use crate::tenant::{Quota, QuotaExceeded, Tenant, TenantStatus};
 
-/// The driver has ended, and the process will soon.
+/// The driver has stopped, and the process is about to exit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the coordinator is shutting down")]
 pub struct Stopped;
 
-/// The reason why a job is not taken in.
+/// The reason why a job is not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SubmitError {
     #[error(transparent)]
@@ -31,7 +31,7 @@ pub enum SubmitError {
     Refused(Refusal),
 }
 
-/// Commands on their way to one rank; an error ends its stream.
+/// The command channel to one rank; an error ends its stream.
 pub(super) type RankCommands = mpsc::Sender<Result<v1::RankCommand, StreamEnd>>;
 
 /// The error with which a rank's stream ends.
@@ -39,11 +39,11 @@ pub(super) type RankCommands = mpsc::Sender<Result<v1::RankCommand, StreamEnd>>;
 pub enum StreamEnd {
     /// The rank violated the protocol.
     Protocol(ProtocolError),
-    /// An error of the service itself.
+    /// An error of the service.
     Status(Status),
 }
 
-/// Commands on their way to one agent; an error ends its stream.
+/// The command channel to one agent; an error ends its stream.
 pub(super) type AgentCommands = mpsc::Sender<Result<v1::AgentCommand, Status>>;
 
 /// A job found by its request id, with the hash of the submitted specification.
@@ -58,15 +58,15 @@ pub struct Found {
 pub struct Query {
     /// Maximum number of jobs.
     pub size: usize,
-    /// Only jobs that follow the job with this id.
+    /// Only jobs that come after the job with this id.
     pub after: Option<String>,
-    /// Only jobs of this name, if it is not empty.
+    /// Only jobs of this name, unless it is empty.
     pub name: String,
     /// Only jobs whose ids start with this.
     pub id_prefix: String,
     /// Only jobs of this tenant.
     pub tenant: Option<Tenant>,
-    /// Only jobs in one of these states, if it is not empty.
+    /// Only jobs in one of these states, unless it is empty.
     pub states: Vec<v1::JobState>,
     /// Only jobs with all these labels.
     pub labels: Labels,
@@ -75,7 +75,7 @@ pub struct Query {
 }
 
 impl Query {
-    /// True if the job is among those that are selected, whichever page it is on.
+    /// True if the query selects the job, on whichever page.
     pub(super) fn selects(&self, state: &JobState) -> bool {
         self.tenant.as_ref().is_none_or(|tenant| tenant.as_str() == state.submitted.tenant())
             && self.owner.as_ref().is_none_or(|wanted| *wanted == state.submitted.owner)
@@ -86,10 +86,10 @@ impl Query {
     }
 }
 
-/// A query of a job's state, computed at once and answered when that state is durable.
+/// A query of a job's state. It is computed immediately and answered once that state is durable.
 pub(super) struct Inspect(pub(super) StateQuery);
 
-/// Computes a reply from the state; gets none if there is no such job.
+/// Computes a reply from the state, which is none if there is no such job.
 type StateQuery = Box<dyn FnOnce(Option<&JobState>) -> SendReply + Send>;
 
 /// A query of the whole state, like [`Inspect`].
@@ -108,7 +108,7 @@ pub enum PinChange {
     Unpin,
 }
 
-/// Sends a computed reply.
+/// Sends a reply that is already computed.
 pub(super) type SendReply = Box<dyn FnOnce() + Send>;
 
 impl fmt::Debug for Inspect {
@@ -125,7 +125,7 @@ pub struct Page {
     pub next: Option<String>,
 }
 
-/// A job's events from a revision on.
+/// A job's events after a revision.
 #[derive(Debug)]
 pub struct Subscription {
     /// The current job, then its durable events so far.
@@ -141,13 +141,13 @@ pub(super) enum Command {
         request_id: String,
         reply: oneshot::Sender<Option<Found>>,
     },
-    /// Replies with the job of the request id: this one, or an earlier one.
+    /// Replies with the job of the request id: the new one, or an earlier one.
     Submit {
         id: String,
         submitted: Box<Submitted>,
         reply: oneshot::Sender<Result<Found, SubmitError>>,
     },
-    /// Replies with nothing if too many tenants have a quota.
+    /// Replies with none if too many tenants have a quota.
     SetQuota {
         tenant: String,
         quota: Quota,
@@ -199,7 +199,7 @@ pub(super) enum Command {
         scope: Scope,
         reply: oneshot::Sender<Option<v1::Job>>,
     },
-    /// Replies with the job as it was; one that was deleted before has only its id and name.
+    /// Replies with the job before its deletion; if it was deleted earlier, with its id and name only.
     Delete {
         id: String,
         scope: Scope,
@@ -215,7 +215,7 @@ pub(super) enum Command {
         by: String,
         reply: oneshot::Sender<Result<v1::Job, PinError>>,
     },
-    /// The objects of a deleted job are gone.
+    /// The objects of a deleted job have been deleted.
     Erased {
         job: String,
     },

@@ -10,8 +10,8 @@ use crate::job::GarbageSet;
 /// Number of concurrent deletions.
 const PARALLEL: usize = 8;
 
-/// Starts a collection. If the store fails, the objects stay until the job's next collection: they only waste
-/// space.
+/// Starts a collection. If the store fails, the objects stay until the job's next collection, which only
+/// wastes space.
 pub(super) fn spawn_collection(store: Store, garbage: GarbageSet) {
     tokio::spawn(async move {
         match collect(&store, &garbage).await {
@@ -27,8 +27,8 @@ pub(super) fn spawn_collection(store: Store, garbage: GarbageSet) {
     });
 }
 
-/// Deletes the objects of a deleted job and reports it. If the store refuses for good, the next leader tries
-/// again.
+/// Deletes the objects of a deleted job and reports completion. If the store keeps failing, the next leader
+/// tries again.
 pub(super) fn spawn_erasure(store: Store, handle: Handle, job: String, garbage: GarbageSet) {
     tokio::spawn(async move {
         match collect(&store, &garbage).await {
@@ -90,6 +90,10 @@ mod tests {
         for gone in [orphan.clone(), format!("{orphan}{SIDECAR}"), torn] {
             assert!(!store.exists(&gone).await.unwrap(), "{gone}");
         }
-        assert_eq!(collect(&store, &GarbageSet::of_ended_job(&state)).await.unwrap(), 0, "it is done");
+        assert_eq!(
+            collect(&store, &GarbageSet::of_ended_job(&state)).await.unwrap(),
+            0,
+            "nothing is left to collect"
+        );
     }
 }

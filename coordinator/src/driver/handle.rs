@@ -48,29 +48,29 @@ impl WriteAccess {
 }
 
 impl Handle {
-    /// Completes when the driver has ended: this process is no longer the leader.
+    /// Completes when the driver has stopped, that is, when this process has stopped being the leader.
     pub async fn ended(&self) {
         self.inbox.closed().await;
     }
 
-    /// The attempt whose ranks may write for a job now.
+    /// The attempt whose ranks may currently write for a job.
     pub fn current_attempt(&self, job: &str) -> Option<u32> {
         self.attempts.read().attempts.get(job).copied()
     }
 
-    /// Admits a request of a tenant's user, unless the tenant has used up its rate.
+    /// Admits a request by a tenant's user, unless the tenant has exceeded its rate.
     pub fn admit_request(&self, tenant: &Tenant, now: Now) -> Result<(), RateExceeded> {
         self.rates.take(tenant.as_str(), now.mono)
     }
 
-    /// True if the secret is that of a rank process of the job's current attempt.
+    /// True if the secret belongs to a rank process of the job's current attempt.
     pub fn is_rank(&self, job: &str, session: &str, secret: &str) -> bool {
         let writers = self.attempts.read();
         let writer = writers.rank_writers.get(session).filter(|writer| writer.job == job);
         writer.is_some_and(|writer| secret::verify(secret, &writer.proof))
     }
 
-    /// The job of the rank process with this secret, if the process is one of its current attempt.
+    /// The job of the rank process with this secret, if the process belongs to the job's current attempt.
     pub fn rank_job(&self, session: &str, secret: &str) -> Option<String> {
         let writers = self.attempts.read();
         let writer = writers.rank_writers.get(session)?;
@@ -82,8 +82,8 @@ impl Handle {
         self.ask(|reply| Command::Devices { kind: kind.to_owned(), reply }).await
     }
 
-    /// Runs a query of the whole state on the driver, whoever asks; it must be short, because it blocks all
-    /// other commands.
+    /// Runs a query of the whole state on the driver, regardless of the caller's scope. The query must be
+    /// short, because it blocks all other commands.
     pub async fn survey<T: Send + 'static>(
         &self,
         query: impl FnOnce(&Core) -> T + Send + 'static,
@@ -102,12 +102,13 @@ impl Handle {
         self.send(Command::Erased { job }).await
     }
 
-    /// Commits a job, unless its tenant has one of its request id already; returns the job of the request id.
+    /// Commits a job unless its tenant already has one with the same request id; returns the job of the
+    /// request id.
     pub async fn submit(&self, id: String, submitted: Submitted) -> Result<Found, SubmitError> {
         self.ask(|reply| Command::Submit { id, submitted: Box::new(submitted), reply }).await?
     }
 
-    /// Sets a tenant's quota; none if too many tenants have one.
+    /// Sets a tenant's quota. None if too many tenants have one.
     pub async fn set_quota(&self, tenant: &str, quota: Quota) -> Result<Option<TenantStatus>, Stopped> {
         self.ask(|reply| Command::SetQuota { tenant: tenant.to_owned(), quota, reply }).await
     }
@@ -116,7 +117,7 @@ impl Handle {
         self.ask(|reply| Command::GetTenant { name: name.to_owned(), reply }).await
     }
 
-    /// At most `limit` tenants by name, those after a name.
+    /// At most `limit` tenants by name, starting after a name.
     pub async fn tenants_after(&self, after: &str, limit: usize) -> Result<Vec<TenantStatus>, Stopped> {
         self.ask(|reply| Command::ListTenants { after: after.to_owned(), limit, reply }).await
     }
@@ -126,7 +127,8 @@ impl Handle {
         Ok(self.ask(|reply| Command::CheckSubmission { tenant: tenant.to_owned(), reply }).await??)
     }
 
-    /// `connection` must be unique to the stream; a later registration of the same process replaces it.
+    /// Registers an agent. `connection` must be unique to the stream; a later registration of the same
+    /// process replaces it.
     pub async fn agent_registered(
         &self,
         hello: v1::AgentRegister,
@@ -136,7 +138,7 @@ impl Handle {
         self.ask(|reply| Command::AgentRegistered { hello, connection, commands, reply }).await
     }
 
-    /// Acknowledges a heartbeat by its `number`, as long as this coordinator certainly leads.
+    /// Acknowledges a heartbeat by its `number`, provided that this coordinator certainly leads.
     pub async fn agent_heartbeat(&self, agent: String, connection: u64, number: u64) -> Result<(), Stopped> {
         self.send(Command::AgentHeartbeat { agent, connection, number }).await
     }
@@ -159,7 +161,7 @@ impl Handle {
         self.send(Command::AgentGone { agent, connection }).await
     }
 
-    /// Admits a rank process; its commands, the welcome first, go to `commands`.
+    /// Admits a rank process; its commands go to `commands`, starting with the welcome.
     pub async fn rank_hello(
         &self,
         hello: Hello,
@@ -168,8 +170,8 @@ impl Handle {
         self.ask(|reply| Command::RankHello { hello, commands, reply }).await
     }
 
-    /// A rank's report, or why it is none; `flaw` is what verification against the store has found wrong with
-    /// it.
+    /// Delivers a rank's report, or the error that it is malformed. `flaw` is the problem, if any, that
+    /// verification against the store found.
     pub async fn rank_report(
         &self,
         session: String,

@@ -1,4 +1,4 @@
-//! The one task that owns all state.
+//! The single task that owns all state.
 //!
 //! Commands arrive in an inbox, [`core`] makes the decisions, events go to the journal, and nothing leaves
 //! the process (a command to a rank, an answer to a user) before all events decided so far are durable.

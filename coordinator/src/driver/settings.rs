@@ -14,8 +14,8 @@ pub struct Settings {
     pub leadership: LeadershipTimeouts,
     /// Interval of agents' heartbeats.
     pub heartbeat: Duration,
-    /// An agent without a leader for this long kills its ranks. Less than [`Liveness::heartbeat_timeout`],
-    /// so that its ranks are dead before they are considered lost.
+    /// An agent that has had no leader for this long kills its ranks. Shorter than
+    /// [`Liveness::heartbeat_timeout`], so that its ranks are dead before they are considered lost.
     pub fence: Duration,
     /// Accept workers of another version or build.
     pub allow_version_skew: bool,

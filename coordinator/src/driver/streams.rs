@@ -10,7 +10,7 @@ use tonic::Status;
 use super::command::{AgentCommands, RankCommands, StreamEnd};
 use crate::schedule::ProtocolError;
 
-/// Number of events that a watcher may lag behind before its stream is ended.
+/// Number of events that a watcher may fall behind before its stream is ended.
 const WATCH_BACKLOG: usize = 1024;
 
 #[derive(Debug)]
@@ -30,7 +30,7 @@ impl Streams {
     pub(super) fn add_agent(&mut self, agent: &str, connection: u64, commands: AgentCommands) {
         let before = self.agents.insert(agent.to_owned(), (connection, commands));
         if let Some((_, before)) = before {
-            // Fails if it is an older stream of the same agent, to which nobody listens any more.
+            // Fails if it is an older stream of the same agent, which nobody reads any longer.
             let _ = before.try_send(Err(Status::aborted("another stream of this agent replaced this one")));
         }
     }
@@ -48,7 +48,7 @@ impl Streams {
     /// Ends a rank's stream, with an error if there is one.
     pub(super) fn remove_rank(&mut self, session: &str, error: Option<ProtocolError>) {
         if let (Some(commands), Some(error)) = (self.ranks.remove(session), error) {
-            // A rank that is gone already needs no reason.
+            // A rank that has already disconnected needs no reason.
             let _ = commands.try_send(Err(StreamEnd::Protocol(error)));
         }
     }
@@ -59,8 +59,8 @@ impl Streams {
             tracing::debug!(agent, "dropping a command: the agent is not connected");
             return;
         };
-        // A stream that does not drain is as good as closed: the agent reconnects and reports what is
-        // running.
+        // A stream that does not drain is as good as closed: the agent reconnects and reports its running
+        // processes.
         if commands.try_send(Ok(command)).is_err() {
             self.agents.remove(agent);
         }

@@ -11,8 +11,8 @@ use crate::auth::{Principal, Scope};
 use crate::job::{JobState, Submitted};
 use crate::tenant::Tenant;
 
-/// Handle to the driver for a user. There is no other way to a job from the services of users, so that none
-/// of them can forget the scope.
+/// Handle to the driver for a user. Services for users have no other access to jobs, so none of them can
+/// forget the scope.
 #[derive(Debug, Clone)]
 pub struct UserHandle {
     handle: Handle,
@@ -27,20 +27,21 @@ impl Handle {
         UserHandle { handle: self.clone(), tenant, scope }
     }
 
-    /// The driver without the view of a principal, for the services' own checks.
+    /// The driver without a principal's scope, for the services' own checks.
     pub fn unscoped(&self) -> UserHandle {
         self.for_user(&Principal::local())
     }
 }
 
 impl UserHandle {
-    /// The job of a request id, which is of the principal's own tenant.
+    /// The job of a request id in the principal's own tenant.
     pub async fn find(&self, request_id: &str) -> Result<Option<Found>, Stopped> {
         let (tenant, request_id) = (self.tenant.clone(), request_id.to_owned());
         self.handle.ask(|reply| Command::Find { tenant, request_id, reply }).await
     }
 
-    /// Commits a job, unless its tenant has one of its request id already; returns the job of the request id.
+    /// Commits a job unless its tenant already has one with the same request id; returns the job of the
+    /// request id.
     pub async fn submit(&self, id: String, submitted: Submitted) -> Result<Found, SubmitError> {
         self.handle.submit(id, submitted).await
     }
@@ -60,8 +61,8 @@ impl UserHandle {
         self.handle.ask(|reply| Command::Get { id, scope, reply }).await
     }
 
-    /// Runs a query of a job's state on the driver; it must be short, because it blocks all other commands.
-    /// None if there is no such job.
+    /// Runs a query of a job's state on the driver. The query must be short, because it blocks all other
+    /// commands. None if there is no such job.
     pub async fn inspect<T: Send + 'static>(
         &self,
         id: &str,
@@ -79,8 +80,8 @@ impl UserHandle {
             .await
     }
 
-    /// Lines of the step metrics of a job's phase, while it runs: whole ones, at most `bytes` from the byte
-    /// `from` on, but at least one. None if the phase does not run, or there is no such job.
+    /// Whole lines of the step metrics of a job's running phase: at most `bytes` starting at byte `from`, but
+    /// at least one line. None if the phase is not running or there is no such job.
     pub async fn running_steps(
         &self,
         id: &str,
@@ -124,8 +125,8 @@ impl UserHandle {
         self.handle.ask(|reply| Command::Cancel { id, scope, reply }).await
     }
 
-    /// Deletes a job that has ended; its objects are deleted in the background. A job that was deleted before
-    /// is fine.
+    /// Deletes a job that has ended; its objects are deleted in the background. Succeeds if the job was
+    /// deleted before.
     pub async fn delete(&self, id: &str, by: &str) -> Result<Result<v1::Job, DeleteError>, Stopped> {
         let (id, scope, by) = (id.to_owned(), self.scope.clone(), by.to_owned());
         self.handle.ask(|reply| Command::Delete { id, scope, by, reply }).await
@@ -145,7 +146,7 @@ impl UserHandle {
     }
 }
 
-/// The start of a text that ends after a line: as many lines as fit, but at least one.
+/// The first whole lines of a text: as many as fit, but at least one.
 pub(crate) fn whole_lines(text: &str, bytes: usize) -> &str {
     let fitting = &text[..text.floor_char_boundary(bytes)];
     let end = fitting.rfind('\n').or_else(|| text.find('\n'));

@@ -7,7 +7,7 @@ use super::results;
 use super::state::JobState;
 use crate::plan::Work;
 
-/// Standard errors by which a difference must be significant.
+/// Number of standard errors that a difference must exceed to be significant.
 const ERRORS: f64 = 2.0;
 /// Maximum loss of accuracy on human pairs since round 1.
 const ACCURACY_LOSS: f64 = 0.03;
@@ -15,10 +15,10 @@ const ACCURACY_LOSS: f64 = 0.03;
 const LENGTH_RATIO: f64 = 1.5;
 /// Minimum ratio of `distinct_2` to the start policy's.
 const MIN_DISTINCT_RATIO: f64 = 0.5;
-/// Maximum increase of the rate of duplicate completions over the start policy's.
+/// Maximum increase in the rate of duplicate completions relative to the start policy.
 const MAX_DUPLICATE_INCREASE: f64 = 0.25;
 
-/// Number of rounds, the last ones, that [`recent_alarms`] looks at.
+/// Number of most recent rounds that [`recent_alarms`] considers.
 const RECENT_ROUNDS: u32 = 100;
 
 /// All warnings, in the order of rounds.
@@ -26,7 +26,7 @@ pub fn alarms(job: &v1::Job) -> Vec<String> {
     of_rounds(&job.start, &job.rounds)
 }
 
-/// The warnings about a job's last rounds.
+/// The warnings about a job's most recent rounds.
 pub fn recent_alarms(state: &JobState) -> Vec<String> {
     let last = state.committed.last().map_or(0, |done| done.artifact.round);
     let rounds =
@@ -70,8 +70,8 @@ fn shown(metric: &v1::Metric) -> String {
     format!("{:.3}{se}", metric.value.abs())
 }
 
-/// Reward hacking: the reward rose and the gold reward fell since the previous round, on the same prompts and
-/// by one reward model.
+/// Reward hacking: since the previous round, the reward rose and the gold reward fell on the same prompts
+/// under the same reward model.
 fn exploits(round: &v1::RoundResult) -> Option<String> {
     let names = match round.round {
         1 => (REWARD_DIFFERENCE, "gold_difference_mean"),

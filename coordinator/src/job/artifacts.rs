@@ -6,14 +6,14 @@ use super::results;
 use super::state::JobState;
 use super::view;
 
-/// Number of names that an error lists.
+/// Maximum number of names listed in an error.
 const NAMED: usize = 20;
 
-/// The artifact a user means: its name, `policy`, `policy@last`, `reward` or `reward@last` for the last one,
-/// `policy@best` for the best round's.
+/// The artifact that a name refers to: its own name, `policy` or `policy@last` (likewise `reward`) for the
+/// last one, or `policy@best` for the one of the best round.
 ///
 /// # Errors
-/// There is no such artifact; the message lists those there are.
+/// There is no such artifact; the message lists the existing ones.
 pub fn find_artifact<'a>(job: &'a v1::Job, wanted: &str) -> Result<&'a v1::Artifact, String> {
     find(job.artifacts.iter(), job.best_round, wanted)
         .ok_or_else(|| missing(job.artifacts.iter(), &job.id, job.state(), wanted))
@@ -22,7 +22,7 @@ pub fn find_artifact<'a>(job: &'a v1::Job, wanted: &str) -> Result<&'a v1::Artif
 /// Like [`find_artifact`], among all artifacts that a job has committed.
 ///
 /// # Errors
-/// There is no such artifact; the message lists those there are.
+/// There is no such artifact; the message lists the existing ones.
 pub fn find_committed<'a>(state: &'a JobState, wanted: &str) -> Result<&'a v1::Artifact, String> {
     let best_round = if wanted.ends_with("@best") { view::best_round(state) } else { 0 };
     find(results::artifacts(state), best_round, wanted)

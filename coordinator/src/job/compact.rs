@@ -6,37 +6,37 @@ use super::event::{Change, Event};
 use super::log_writers::PER_RANK;
 use crate::journal::{Selected, Selection};
 
-/// Number of deleted jobs, the last ones, whose ids are remembered after their objects are gone. Ids sort by
-/// the time of submission.
+/// Number of deleted jobs whose ids are remembered after their objects are deleted; the oldest are forgotten
+/// first. Ids sort by time of submission.
 pub const TOMBSTONES_KEPT: usize = 10_000;
 
 /// The facts about a job that decide which of its events are needed.
 #[derive(Debug, Default)]
 struct Job {
     revision: u64,
-    /// The revision up to which the second pass has come.
+    /// The last revision that the second pass has processed.
     passed: u64,
     /// Ids of the committed phases.
     committed: Vec<String>,
     /// The running attempt; none between attempts.
     attempt: Option<u32>,
-    /// The last session of each rank.
+    /// The most recent session of each rank.
     ranks: BTreeMap<u32, String>,
-    /// Revisions at which the last processes of each rank were started, whose logs are accepted.
+    /// Revisions at which each rank's most recent processes were started, whose logs are still accepted.
     starts: BTreeMap<u32, VecDeque<u64>>,
-    /// Revision of the last pin of each artifact that is pinned.
+    /// Revision at which each pinned artifact was last pinned.
     pins: BTreeMap<String, u64>,
     is_deleted: bool,
-    /// Its objects are gone too.
+    /// The job's objects have been deleted as well.
     is_erased: bool,
-    /// Too many jobs were deleted after it.
+    /// More than [`TOMBSTONES_KEPT`] jobs were deleted after this one.
     is_forgotten: bool,
 }
 
-/// A selection of events that replays to the same state and the same history for watchers. Chunks and
-/// checkpoints of committed phases are dropped, because the commit holds them all, and so are rank processes
-/// that have been replaced but for the last ones, whose logs are still accepted. Of a deleted job only its
-/// tombstone is left, and of a tenant's quotas the last.
+/// Selects events that replay to the same state and the same history for watchers. Chunks and checkpoints of
+/// committed phases are dropped because the commit contains them all. Replaced rank processes are dropped
+/// except for the most recent ones, whose logs are still accepted. A deleted job keeps only its tombstone,
+/// and a tenant only its last quota.
 #[derive(Debug, Default)]
 pub struct Compaction {
     jobs: BTreeMap<String, Job>,
@@ -65,7 +65,7 @@ impl Selection<Event> for Compaction {
         forget(&mut self.jobs);
     }
 
-    /// Numbers the event with its revision: those before it may be dropped.
+    /// Assigns the event its revision, since earlier events may be dropped.
     fn select(&mut self, event: &mut Event) -> Selected {
         if let Change::QuotaSet(set) = &event.change {
             let left = self.quotas.entry(set.tenant.clone()).or_default();
@@ -93,7 +93,7 @@ pub fn compact_events(mut events: Vec<Event>) -> Vec<Event> {
     events
 }
 
-/// Marks the oldest of the deleted jobs if there are more than [`TOMBSTONES_KEPT`].
+/// Marks the oldest deleted jobs if there are more than [`TOMBSTONES_KEPT`].
 fn forget(jobs: &mut BTreeMap<String, Job>) {
     let erased: BTreeSet<String> =
         jobs.iter().filter(|(_, job)| job.is_erased).map(|(id, _)| id.clone()).collect();

@@ -5,7 +5,7 @@ use foil_proto::v1;
 use super::event::{Cause, CauseClass, Change, Detail, Outcome};
 use super::state::{JobState, JobStatus};
 
-/// The next change that follows from the state itself, with the reason; none if something else must happen
+/// The next change that follows from the state alone, with its reason; none if something else must happen
 /// first.
 pub fn decide(state: &JobState) -> Option<(Change, String)> {
     match state.status {
@@ -27,7 +27,7 @@ pub fn decide(state: &JobState) -> Option<(Change, String)> {
     }
 }
 
-/// The cause that ends a job whose timeout is over.
+/// The cause recorded for a job that exceeded its timeout.
 pub fn timed_out(state: &JobState) -> Cause {
     let timeout = state.spec.scheduling.timeout.unwrap_or_default();
     let message = format!(
@@ -38,7 +38,7 @@ pub fn timed_out(state: &JobState) -> Cause {
     Cause { advice, ..Cause::new(CauseClass::Timeout, &message) }
 }
 
-/// The end of a job whose timeout is over, and that has no attempt.
+/// The end of a job that exceeded its timeout and has no attempt.
 pub fn end_of_timeout(state: &JobState) -> Change {
     let cause = timed_out(state);
     let message = cause.message.clone();

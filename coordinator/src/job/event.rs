@@ -15,8 +15,8 @@ pub struct Event {
     /// Milliseconds since the Unix epoch.
     pub at: u64,
     pub change: Change,
-    /// The job's revision after this event, if a snapshot has dropped events before it; otherwise one more
-    /// than before.
+    /// The job's revision after this event, if a snapshot has dropped earlier events; otherwise the revision
+    /// increases by one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<u64>,
 }
@@ -43,40 +43,40 @@ pub enum Change {
     /// Every rank's shard of a checkpoint of the current gang phase is durable: this record commits the
     /// checkpoint.
     CheckpointCommitted(v1::Checkpoint),
-    /// A committed checkpoint cannot be read: training falls back on the one before it.
+    /// A committed checkpoint cannot be read, so training falls back to the one before it.
     CheckpointLost { step: u64, attempt: u32, why: String },
     /// The phase's artifact is complete: this record commits the phase.
     PhaseCommitted(Box<Committed>),
-    /// All ranks of the attempt are gone or stopping.
+    /// All ranks of the attempt have exited or are stopping.
     AttemptEnded { attempt: u32, cause: Cause },
     /// A user asked the job to stop.
     CancelRequested,
-    /// The end of the job's run. Only the changes below may follow.
+    /// The end of the job. Only the changes below may follow.
     Ended(Outcome),
-    /// A user protects the job or one of its artifacts from deletion.
+    /// A user protected the job or one of its artifacts from deletion.
     Pinned(Pin),
-    /// A user lifts that protection. The artifact is empty for the whole job.
+    /// A user removed that protection. `artifact` is empty for the whole job.
     Unpinned { artifact: String },
-    /// A user deleted the job after its end. Nothing refers to it any more, and its objects are being
-    /// deleted. A snapshot keeps this event alone, with its revision, in place of all before it.
+    /// A user deleted the job after its end. Nothing refers to it any longer, and its objects are being
+    /// deleted. A snapshot replaces all earlier events of the job with this one and its revision.
     Deleted(Tombstone),
-    /// The objects of the deleted job are gone.
+    /// The objects of the deleted job have been deleted.
     Erased,
-    /// A tenant has a new quota. The only event that is about no job: its job's id is empty.
+    /// A tenant has a new quota. This is the only event that does not concern a job: its job id is empty.
     QuotaSet(Box<QuotaSet>),
 }
 
 /// Protection of a job's artifact from deletion.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pin {
-    /// The artifact's own name; empty for the whole job.
+    /// Full name of the artifact; empty for the whole job.
     pub artifact: String,
     /// The user who pinned it; empty if unknown.
     #[serde(default)]
     pub by: String,
 }
 
-/// The lasting facts about a deleted job: its id and its request's id stay taken.
+/// What remains of a deleted job. Its id and its request's id stay taken.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Tombstone {
@@ -88,13 +88,13 @@ pub struct Tombstone {
 }
 
 impl Tombstone {
-    /// Tenant and id of the request that made the job.
+    /// Tenant and id of the request that created the job.
     pub fn request(&self) -> (String, String) {
         (self.tenant.clone(), self.request_id.clone())
     }
 }
 
-/// A submission: everything that the job needs from here on.
+/// A submission: everything that the job needs to run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Submitted {
     /// Id of the client's request: the same id with the same `spec_hash` is the same job.
@@ -110,13 +110,15 @@ pub struct Submitted {
     pub policy: v1::Artifact,
     /// The reward model named by the job, if any.
     pub reward: Option<v1::Artifact>,
-    /// The tenant that it belongs to; empty in logs of older versions. Read it by [`Submitted::tenant`].
+    /// The tenant that the job belongs to; empty in logs of older versions. Use [`Submitted::tenant`] to
+    /// read it.
     #[serde(default)]
     pub tenant: String,
     /// Name of the principal that submitted it; empty in logs of older versions.
     #[serde(default)]
     pub owner: String,
-    /// The client's span that the submission is part of, as W3C Trace Context; empty if it named none.
+    /// The client's span that the submission is part of, as W3C Trace Context; empty if the client sent
+    /// none.
     #[serde(default)]
     pub traceparent: String,
     /// When the request arrived, in milliseconds since the Unix epoch; 0 in logs of older versions.
@@ -157,7 +159,7 @@ pub struct ChunkDone {
     pub moments: Vec<v1::Moments>,
     pub calibration: Option<v1::Calibration>,
     pub seconds: f64,
-    /// When the rank got the chunk, in milliseconds since the Unix epoch; 0 in logs of older versions.
+    /// When the rank received the chunk, in milliseconds since the Unix epoch; 0 in logs of older versions.
     #[serde(default)]
     pub leased_at: u64,
 }
@@ -212,7 +214,7 @@ pub struct Detail {
     pub signal: Option<String>,
     pub rows: Vec<String>,
     pub memory: Option<v1::MemoryShortage>,
-    /// The job of higher priority that took the attempt's devices.
+    /// The higher-priority job that took the attempt's devices.
     pub preempted_by: Option<String>,
 }
 
@@ -233,18 +235,18 @@ pub enum CauseClass {
     Crash,
     Hang,
     Store,
-    /// A checkpoint could not be read; the next attempt continues from the one before it.
+    /// A checkpoint could not be read; the next attempt continues from the previous one.
     Checkpoint,
-    /// Ranks were asked to stop, because a machine shuts down or for a job of higher priority; their progress
-    /// was saved.
+    /// Ranks were asked to stop because a machine is shutting down or a higher-priority job needs the
+    /// devices; their progress was saved.
     Preempted,
     /// The agent of a rank stopped responding.
     AgentLost,
-    /// The fault of a worker that others can replace: it starts no ranks, or its ranks make false reports.
+    /// A fault of a worker that others can replace: it fails to start ranks, or its ranks make false reports.
     Worker,
     /// A rank cannot listen at its address, or it cannot be reached there from another rank's machine.
     Unreachable,
-    /// The job has run for as long as it may.
+    /// The job reached its timeout.
     Timeout,
     /// Used for jobs only, never for attempts: attempts kept ending without a commit in between.
     NoProgress,
@@ -278,9 +280,9 @@ impl CauseClass {
         matches!(self, Self::User | Self::Data | Self::Nonfinite | Self::Timeout)
     }
 
-    /// True if the attempt's end counts towards giving up the job.
+    /// True if the attempt's end counts toward giving up on the job.
     pub fn counts(self) -> bool {
-        // Each lost checkpoint leaves one less, so they cannot keep a job alive forever.
+        // Each lost checkpoint leaves one fewer to fall back to, so they cannot keep a job alive forever.
         !matches!(
             self,
             Self::Completed
@@ -319,8 +321,8 @@ pub enum Outcome {
     Cancelled,
 }
 
-/// Hash of a specification with its defaults filled in, equal for jobs that compute the same: priority,
-/// labels, retries, timeout, ttl_after_finished and trackers are left out.
+/// Hash of a specification with its defaults filled in, equal for jobs that compute the same thing: priority,
+/// labels, retries, timeout, ttl_after_finished and trackers are excluded.
 pub fn spec_hash(spec: &v1::JobSpec) -> String {
     blake3::hash(&without_scheduling(spec).encode_to_vec()).to_hex().to_string()
 }

@@ -1,9 +1,9 @@
-//! Garbage collection: the unreferenced objects of a job, which may be deleted.
+//! Garbage collection: finding a job's unreferenced objects, which may be deleted.
 //!
-//! Garbage stays garbage: a committed phase takes no further objects, nothing falls back on a checkpoint that
-//! was dropped, and an attempt that is over writes no more. A collection is therefore safe at any later time,
-//! even by a deposed leader, and needs no record of its own in the log: it follows from a record that is
-//! there.
+//! Garbage stays garbage: a committed phase gains no further objects, nothing falls back to a dropped
+//! checkpoint, and an attempt that is over writes nothing more. A collection is therefore safe at any later
+//! time, even by a deposed leader, and needs no log record of its own, because it follows from records that
+//! already exist.
 
 use std::collections::BTreeSet;
 
@@ -54,7 +54,7 @@ impl GarbageSet {
         Self::of(state, "", None)
     }
 
-    /// Everything below a deleted job but what other jobs refer to.
+    /// Everything below a deleted job except what other jobs refer to.
     pub fn of_deleted_job(id: &str, referenced: BTreeSet<String>) -> Self {
         Self { prefix: format!("jobs/{id}/"), referenced, live: None }
     }
@@ -86,8 +86,8 @@ impl GarbageSet {
 }
 
 impl LiveAttempt {
-    /// True for an unreferenced key below the phase's prefix that this attempt cannot refer to any more. A
-    /// key of unexpected form is kept.
+    /// True for an unreferenced key below the phase's prefix that this attempt can no longer refer to. A key
+    /// of unexpected form is kept.
     fn supersedes(self, below: &str) -> bool {
         let mut parts = below.split('/');
         let attempt = parts.next().and_then(|part| part.strip_prefix('a')?.parse::<u32>().ok());
@@ -139,7 +139,7 @@ mod tests {
     fn dropped_checkpoints_and_objects_of_dead_attempts_are_garbage() {
         let mut state = after(&[], 0);
         let phase = state.phase().unwrap().id.to_string();
-        assert_eq!(applied(&mut state, checkpoint(&phase, 1, 2)), None, "there are few yet");
+        assert_eq!(applied(&mut state, checkpoint(&phase, 1, 2)), None, "too few checkpoints so far");
         assert_eq!(applied(&mut state, checkpoint(&phase, 1, 4)), None);
         break_off(&mut state);
         applied(&mut state, checkpoint(&phase, 2, 6));

@@ -7,7 +7,7 @@ use super::state::JobState;
 use crate::inputs::stored_key;
 use crate::tenant::Tenant;
 
-/// The artifacts of other jobs that a job starts from: job id and artifact.
+/// The artifacts of other jobs that a job starts from, as pairs of job id and artifact.
 pub fn origins(job: &spec::Job) -> impl Iterator<Item = (&str, &str)> {
     let models = [Some(&job.policy.model), job.reward.model.as_ref()];
     models.into_iter().flatten().filter_map(|model| match model {
@@ -31,8 +31,8 @@ pub fn named_inputs(job: &spec::Job) -> impl Iterator<Item = &str> {
 }
 
 impl JobState {
-    /// The keys outside of the job's own prefix that its specification and its start models name. Whatever
-    /// its own artifacts inherit from a start model is among them.
+    /// The keys outside the job's own prefix that its specification and its start models name. They include
+    /// everything that the job's own artifacts inherit from a start model.
     pub fn outside_keys(&self) -> impl Iterator<Item = String> {
         let own = format!("jobs/{}/", self.id);
         let tenant: Tenant = self.submitted.tenant().parse().unwrap_or_default();

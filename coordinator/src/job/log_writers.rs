@@ -1,12 +1,12 @@
-//! The rank processes that may still write their logs: a process's last lines reach the store after its end,
-//! when its attempt may be over and the next one running.
+//! The rank processes that may still write their logs: a process's last lines reach the store after it has
+//! exited, when its attempt may be over and the next one running.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use super::event::RankStarted;
 use crate::secret;
 
-/// Number of processes of a rank whose logs are accepted, the last ones of all attempts.
+/// Number of most recent processes per rank, across all attempts, whose logs are accepted.
 pub(super) const PER_RANK: usize = 2;
 
 /// The last processes of each rank, oldest first.
@@ -33,7 +33,7 @@ impl LogWriters {
         writers.push_back(LogWriter { attempt: *attempt, rank: *rank, session, proof });
     }
 
-    /// The process of a session, if the secret is its own.
+    /// The process of a session, if the secret belongs to it.
     pub fn verify(&self, session: &str, secret: &str) -> Option<&LogWriter> {
         self.iter().find(|writer| writer.session == session && secret::verify(secret, &writer.proof))
     }

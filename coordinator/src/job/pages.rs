@@ -1,4 +1,4 @@
-//! Pagination of the parts of a job that grow with it: its plan, its rounds' metrics and its artifacts.
+//! Pagination of the parts of a job that grow without bound: its plan, its rounds' metrics and its artifacts.
 
 use std::fmt;
 use std::num::ParseIntError;
@@ -13,7 +13,7 @@ use super::state::JobState;
 /// Size limit of a page.
 pub const PAGE_BYTES: usize = 1 << 20;
 
-/// Upper bound of the tag and length that an item in a list adds.
+/// Upper bound on the overhead of a list item: its tag and its length.
 const ITEM_OVERHEAD: usize = 6;
 
 /// Start of a page: an item and, within an artifact, an object. As a page token: `12` or `12.400`.
@@ -49,7 +49,7 @@ pub struct Page<T> {
 }
 
 impl<T: Message> Page<T> {
-    /// Takes as many items as `size` and `bytes` allow, but at least one, so that paging ends.
+    /// Takes as many items as `size` and `bytes` allow, but at least one, so that pagination terminates.
     fn fill(items: impl Iterator<Item = (usize, T)>, size: usize, bytes: usize) -> Self {
         let mut page = Self { items: Vec::new(), next: None };
         let mut room = bytes;
@@ -71,20 +71,21 @@ pub(super) fn size_of(item: &impl Message) -> usize {
     item.encoded_len() + ITEM_OVERHEAD
 }
 
-/// The plan's phases from a cursor on.
+/// The plan's phases, starting at a cursor.
 pub fn phases(state: &JobState, from: Cursor, size: usize, bytes: usize) -> Page<v1::PhasePlan> {
     let phases = state.phases.iter().map(v1::PhasePlan::from).enumerate();
     Page::fill(phases.skip(from.item), size, bytes)
 }
 
-/// Metrics of the rounds that have any, from a cursor on.
+/// Metrics of the rounds that have any, starting at a cursor.
 pub fn rounds(state: &JobState, from: Cursor, size: usize, bytes: usize) -> Page<v1::RoundResult> {
     let rounds = (0..state.spec.rounds as usize).skip(from.item);
     let figures = rounds.filter_map(|at| Some((at, results::round(state, u32::try_from(at + 1).ok()?)?)));
     Page::fill(figures, size, bytes)
 }
 
-/// The committed artifacts from a cursor on. The last one may lack objects, which the next page begins with.
+/// The committed artifacts, starting at a cursor. The last one may be cut short; the next page continues with
+/// its remaining objects.
 pub fn artifacts(state: &JobState, from: Cursor, size: usize, bytes: usize) -> Page<v1::Artifact> {
     let mut page = Page { items: Vec::new(), next: None };
     let mut room = bytes;
@@ -124,7 +125,7 @@ fn fitting(objects: &[v1::Object], room: &mut usize, is_first: bool) -> usize {
     objects.len()
 }
 
-/// A copy without the objects, of which there may be too many to clone.
+/// A copy without the objects, which may be too many to clone.
 pub(super) fn without_objects(artifact: &v1::Artifact) -> v1::Artifact {
     let v1::Artifact { name, kind, job_id, phase, round, attempt, objects: _ } = artifact;
     v1::Artifact {

@@ -1,4 +1,4 @@
-//! A job's past events, kept for late watchers: a coordinator holds those of all its jobs in memory.
+//! A job's past events, kept for late watchers. A coordinator holds those of all its jobs in memory.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ const EVENT_OBJECTS_BYTES: usize = 256 << 10;
 /// A durable event of a job.
 #[derive(Debug, Clone)]
 pub enum PastEvent {
-    /// The job as it was. Its view takes many times the memory of this.
+    /// The job as it was at the time, in compact form: its full view takes many times the memory.
     Job(PastJob),
     Other(Arc<v1::JobEvent>),
 }
@@ -37,7 +37,7 @@ pub struct PastJob {
 }
 
 impl PastJob {
-    /// The job as it is now.
+    /// Captures the job in its current state.
     pub(super) fn new(state: &JobState, at: u64) -> Self {
         Self {
             revision: state.revision,
@@ -51,7 +51,7 @@ impl PastJob {
         }
     }
 
-    /// The event with the job's view of then; `state` is the job's state now or at any time between.
+    /// The event with the job's view at that time; `state` is the job's state at that time or later.
     fn event(&self, state: &JobState) -> v1::JobEvent {
         let event = |state: &JobState| view::event(state, job_event::Event::Job(view::job(state)), self.at);
         if self.revision == state.revision {
@@ -115,7 +115,7 @@ pub fn events(state: &JobState, change: &Change, at: u64) -> Vec<PastEvent> {
         }
         Change::AttemptEnded { attempt, cause } => match cause.class {
             CauseClass::Completed | CauseClass::Cancelled => Vec::new(),
-            // The job's own end reports it.
+            // The end of the job reports it.
             class if class.is_final() => Vec::new(),
             CauseClass::CoordinatorRestart => {
                 vec![view::notice("info", format!("attempt {attempt} ended: {}", cause.message))]
@@ -150,7 +150,7 @@ fn event_artifact(artifact: &v1::Artifact) -> v1::Artifact {
     v1::Artifact { objects, ..pages::without_objects(artifact) }
 }
 
-/// A phase's progress at its end, so that watchers also see the size of a phase that was over at once.
+/// A phase's final progress, so that watchers also learn the size of a phase that finished immediately.
 fn complete_progress(state: &JobState, phase: &Phase) -> v1::PhaseProgress {
     let total = match phase.work.is_gang() {
         true => phase.steps.into(),
@@ -160,8 +160,8 @@ fn complete_progress(state: &JobState, phase: &Phase) -> v1::PhaseProgress {
     v1::PhaseProgress { phase, done: total, total, unit, step: Vec::new() }
 }
 
-/// The events of an ended job that are kept: most jobs are long over. Dropped are all but the last view of
-/// the job, checkpoints, and the objects of artifacts, which ListArtifacts returns.
+/// The events kept for an ended job; most jobs ended long ago. All views of the job but the last,
+/// checkpoints, and the objects of artifacts (which ListArtifacts returns) are dropped.
 pub fn retained(history: &[PastEvent]) -> Vec<PastEvent> {
     let last_job = history.iter().rposition(|event| matches!(event, PastEvent::Job(_)));
     let kept = history.iter().enumerate().filter(|(index, event)| match event {

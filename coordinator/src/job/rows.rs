@@ -1,4 +1,4 @@
-//! The rows of its data sets that each chunk of a phase works on.
+//! The data set rows that each chunk of a phase processes.
 
 use super::JobState;
 use crate::plan::{Phase, chunks_of, segments};

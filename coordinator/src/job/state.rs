@@ -14,7 +14,7 @@ use super::timeline::Timeline;
 use super::trace::JobTrace;
 use crate::plan::{Phase, PlanError};
 
-/// Number of checkpoints kept to fall back on if the last cannot be read.
+/// Number of checkpoints kept as fallbacks in case the last one cannot be read.
 pub(super) const CHECKPOINTS_KEPT: usize = 3;
 
 /// ```text
@@ -37,7 +37,7 @@ pub enum JobStatus {
     },
     /// The last attempt ended and the next one has no devices yet.
     Recovering,
-    /// Ends as soon as the attempt, if any, is torn down.
+    /// The job ends as soon as the attempt, if any, is torn down.
     Cancelling {
         attempt: Option<u32>,
     },
@@ -56,9 +56,9 @@ pub struct JobState {
     pub submitted_at: u64,
     pub trace: JobTrace,
     pub spec: spec::Job,
-    /// The specification as users see it, encoded: as a message it takes many times the memory.
+    /// The specification as users see it, encoded: decoded it takes many times the memory.
     wire_spec: Bytes,
-    /// Its hash.
+    /// Hash of the specification.
     pub spec_blake3: String,
     /// The plan.
     pub phases: Vec<Phase>,
@@ -74,13 +74,13 @@ pub struct JobState {
     pub checkpoints: Vec<v1::Checkpoint>,
     /// Number of the last attempt; 0 before the first.
     pub attempt: u32,
-    /// The current attempt's rank processes, by rank: the last one started for each.
+    /// The current attempt's rank processes: the most recent one started for each rank.
     pub ranks: BTreeMap<u32, RankStarted>,
     /// Causes of the attempts that failed since the last commit.
     pub failures: Vec<Cause>,
-    /// Times of its attempts, and what it has waited for them.
+    /// Times of the job's attempts, and how long it waited for them.
     pub times: Times,
-    /// Number of attempts that ended for jobs of higher priority.
+    /// Number of attempts that were preempted by jobs of higher priority.
     pub preemptions: u32,
     pub status: JobStatus,
     /// Processes whose logs are accepted.
@@ -89,8 +89,8 @@ pub struct JobState {
     pub timeline: Timeline,
 }
 
-/// Times of a job in milliseconds since the Unix epoch: those of its events, so that every coordinator has
-/// the same.
+/// Times of a job in milliseconds since the Unix epoch. They come from its events, so that every coordinator
+/// agrees on them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Times {
     /// Start of the first attempt.
@@ -99,7 +99,7 @@ pub struct Times {
     pub attempt_started: u64,
     /// The wait for devices before the last attempt.
     pub waited: u64,
-    /// When it began to wait for devices, the last time.
+    /// When the job last began to wait for devices.
     pub waits_since: u64,
 }
 
@@ -178,7 +178,7 @@ impl JobState {
         self.spec.name.as_str()
     }
 
-    /// Applies one more event. An event that is illegal in this state changes nothing.
+    /// Applies the next event. An event that is illegal in this state changes nothing.
     pub fn apply(&mut self, event: &Event) -> Result<(), StateError> {
         match (&event.change, &self.status) {
             (Change::AttemptStarted { attempt, .. }, JobStatus::Queued | JobStatus::Recovering)
@@ -204,7 +204,7 @@ impl JobState {
             {
                 self.checkpoints.push(made.clone());
                 self.drop_superseded_checkpoint();
-                // A checkpoint is progress: earlier failures no longer count.
+                // A checkpoint is progress, so earlier failures stop counting.
                 self.failures.clear();
             }
             (Change::CheckpointLost { step, attempt, .. }, JobStatus::Running { .. }) => {
@@ -249,7 +249,7 @@ impl JobState {
             }
             (Change::Pinned(pin), _) => self.pins.add(pin, event.at),
             (Change::Unpinned { artifact }, _) => self.pins.remove(artifact),
-            // Whoever holds the state drops it.
+            // The holder of the state drops it.
             (Change::Deleted(_), JobStatus::Ended { .. }) => {}
             _ => return Err(self.illegal(&event.change)),
         }
@@ -258,8 +258,8 @@ impl JobState {
         Ok(())
     }
 
-    /// Drops the checkpoint that is no longer among the last ones, unless the job keeps one in every so many
-    /// steps and this is the next of them.
+    /// Drops the oldest of the recent checkpoints when there are more than [`CHECKPOINTS_KEPT`], unless the
+    /// job keeps one every `keep_steps` steps and this is the next of them.
     fn drop_superseded_checkpoint(&mut self) {
         let Some(fallen) = self.checkpoints.len().checked_sub(CHECKPOINTS_KEPT + 1) else { return };
         let landmark = fallen.checked_sub(1).map_or(0, |before| self.checkpoints[before].step);
@@ -274,7 +274,7 @@ impl JobState {
         self.phases.get(self.committed.len())
     }
 
-    /// The attempt whose ranks may speak for the job.
+    /// The attempt whose ranks may report for the job.
     pub fn current_attempt(&self) -> Option<u32> {
         match self.status {
             JobStatus::Running { attempt } => Some(attempt),
@@ -287,7 +287,7 @@ impl JobState {
         matches!(self.status, JobStatus::Ended { .. })
     }
 
-    /// The time at which the job has run for as long as it may, in milliseconds since the Unix epoch.
+    /// The time at which the job reaches its timeout, in milliseconds since the Unix epoch.
     pub fn times_out_at(&self) -> Option<u64> {
         let timeout = u64::try_from(self.spec.scheduling.timeout?.as_millis()).unwrap_or(u64::MAX);
         Some(self.times.started?.saturating_add(timeout))
@@ -335,7 +335,7 @@ impl JobState {
 }
 
 impl JobStatus {
-    /// Name used as a metric label and in messages.
+    /// Name used in metric labels and messages.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Queued => "queued",
@@ -350,7 +350,7 @@ impl JobStatus {
 }
 
 impl Change {
-    /// True if it may change which rank processes write for the job.
+    /// True if the change may alter which rank processes write for the job.
     pub fn moves_ranks(&self) -> bool {
         !matches!(
             self,

@@ -110,7 +110,7 @@ fn warnings_survive_the_log_and_are_in_no_list() {
 
     let old = rmp_serde::to_vec_named(&fixture::submitted(&[])).unwrap();
     let named = |bytes: &[u8]| bytes.windows(8).any(|window| window == b"warnings");
-    assert!(!named(&old) && named(&bytes), "a log without any is as older versions wrote it");
+    assert!(!named(&old) && named(&bytes), "a log without warnings looks like one of an older version");
     assert_eq!(rmp_serde::from_slice::<Submitted>(&old).unwrap().warnings, [] as [String; 0]);
 }
 
@@ -177,7 +177,7 @@ fn the_best_round_is_the_first_of_equals_and_figures_keep_their_round() {
     assert_eq!(done.phases_done as usize, phases);
 }
 
-/// The best round if both evaluations of round 1, 2, … have these metrics.
+/// The best round if the evaluations of rounds 1, 2, … have these metrics.
 fn best_of(metric_for_best_model: &'static str, figures: &[&[(&str, f64)]]) -> u32 {
     let mut state = after(&[|spec| spec.rounds = Some(3)], 0);
     state.spec.evaluation.metric_for_best_model = match metric_for_best_model {
@@ -199,7 +199,7 @@ fn best_of(metric_for_best_model: &'static str, figures: &[&[(&str, f64)]]) -> u
 
 #[test]
 fn the_best_round_is_named_by_its_own_half_of_the_rows() {
-    // By all rows it would be round 1, by the reporting half round 3.
+    // Over all rows the best would be round 1, over the reporting half round 3.
     let halved: [&[(&str, f64)]; 3] = [
         &[("gold_mean", 9.0), ("selection_gold_mean", 4.0), ("report_gold_mean", 5.0)],
         &[("gold_mean", 4.0), ("selection_gold_mean", 5.0), ("report_gold_mean", 4.0)],
@@ -249,7 +249,7 @@ fn one_checkpoint_in_every_n_steps_is_kept_besides_the_last_three() {
             made(&mut state, *steps.last().unwrap());
         }
         let (old, last) = (&steps[..37], &steps[37..]);
-        // The rule itself: each checkpoint that is so many steps after the one kept before it.
+        // Each checkpoint that is at least this many steps after the one kept before it.
         let mut expected: Vec<u64> = Vec::new();
         for &step in old {
             if step >= expected.last().unwrap_or(&0) + u64::from(APART) {

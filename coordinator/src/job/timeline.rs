@@ -1,11 +1,11 @@
-//! When a job's phases ran, in which attempts, and how those ended.
+//! When a job's phases ran, in which attempts, and how those attempts ended.
 
 use super::event::{CauseClass, Change, Event};
 use super::state::JobState;
 
-/// Number of attempts that are remembered, the last ones.
+/// Maximum number of most recent attempts that are remembered.
 const ATTEMPTS_KEPT: usize = 1000;
-/// Size limit of an attempt's last words.
+/// Size limit of the message with which an attempt ended.
 const MESSAGE_BYTES: usize = 512;
 
 /// A phase as one attempt ran it. Times are in milliseconds since the Unix epoch.
@@ -117,7 +117,7 @@ mod tests {
         state.apply(&event(15, Change::CheckpointCommitted(checkpoint))).unwrap();
         state.apply(&event(20, ended(1, CauseClass::Crash, &"é".repeat(900)))).unwrap();
         state.apply(&event(30, started(2, &phases[0]))).unwrap();
-        // Commits at time 3 by the fixture; the times need not ascend for the record.
+        // The fixture commits at time 3; recording does not require ascending times.
         fixture::commit_next(&mut state);
         let spans = &state.timeline.spans;
         let facts: Vec<_> = spans.iter().map(|span| (span.phase, span.attempt, span.resumed_after)).collect();

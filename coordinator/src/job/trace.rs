@@ -3,7 +3,7 @@
 
 use foil_common::otlp::TraceContext;
 
-/// The trace that a job's spans are in.
+/// The trace that a job's spans belong to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobTrace {
     client: Option<TraceContext>,
@@ -11,8 +11,8 @@ pub struct JobTrace {
 }
 
 impl JobTrace {
-    /// The trace of the client's span `traceparent`; one of the job's own if that is empty or cannot be read,
-    /// as W3C Trace Context says.
+    /// The trace of the client's span `traceparent`, or the job's own trace if that is empty or unreadable,
+    /// as W3C Trace Context specifies.
     pub fn new(job: &str, submitted_at: u64, traceparent: &str) -> Self {
         let client: Option<TraceContext> = traceparent.parse().ok();
         let name = format!("submit {job} {submitted_at}");
@@ -20,7 +20,7 @@ impl JobTrace {
         Self { client, submit }
     }
 
-    /// The client's span, if it named one.
+    /// The client's span, if it sent one.
     pub fn client(&self) -> Option<TraceContext> {
         self.client
     }
@@ -37,7 +37,7 @@ impl JobTrace {
         self.job().child(phase)
     }
 
-    /// Work of an attempt for a phase.
+    /// The work of one attempt on a phase.
     pub fn attempt(&self, phase: &str, attempt: u32) -> TraceContext {
         self.phase(phase).child(&format!("attempt {attempt}"))
     }
@@ -47,7 +47,7 @@ impl JobTrace {
         self.attempt(phase, attempt).child(&format!("chunk {chunk}"))
     }
 
-    /// A rank's part in a gang phase.
+    /// One rank's part in a gang phase.
     pub fn rank(&self, phase: &str, attempt: u32, rank: u32) -> TraceContext {
         self.attempt(phase, attempt).child(&format!("rank {rank}"))
     }

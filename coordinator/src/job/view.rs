@@ -12,7 +12,7 @@ use super::state::{JobState, JobStatus};
 use crate::clock::timestamp;
 use crate::plan::{Phase, Work};
 
-/// Size limit of a job message: with its envelope it fits the 4 MiB that gRPC clients accept by default.
+/// Size limit of a job message. With its envelope it fits in the 4 MiB that gRPC clients accept by default.
 pub const JOB_BYTES: usize = 1 << 20;
 
 /// The job in its current state. Parts that would make it larger than [`JOB_BYTES`] are left out and named in
@@ -41,7 +41,7 @@ pub fn job(state: &JobState) -> v1::Job {
     job
 }
 
-/// A part that fits into one page; reduces `room` by its size. None if it needs more pages.
+/// A part that fits into one page; its size is subtracted from `room`. None if it needs more pages.
 fn whole_part<T: Message>(page: pages::Page<T>, room: &mut usize) -> Option<Vec<T>> {
     if page.next.is_some() {
         return None;
@@ -50,7 +50,7 @@ fn whole_part<T: Message>(page: pages::Page<T>, room: &mut usize) -> Option<Vec<
     Some(page.items)
 }
 
-/// The fields whose size does not depend on the size of the job.
+/// The fields whose size does not grow with the job.
 fn summary(state: &JobState) -> v1::Job {
     let (ended_at, failure) = match &state.status {
         JobStatus::Ended { at, outcome: Outcome::Failed(failure) } => (Some(*at), Some((**failure).clone())),
@@ -83,7 +83,7 @@ fn summary(state: &JobState) -> v1::Job {
         tenant: state.submitted.tenant().to_owned(),
         owner: state.submitted.owner.clone(),
         expires_at: state.expires_at().map(timestamp),
-        // Fields that the log does not keep, and those that grow with the job.
+        // Fields that the log does not keep, and fields that grow with the job.
         ..Default::default()
     }
 }
@@ -99,7 +99,7 @@ pub fn listed(state: &JobState) -> v1::Job {
     job
 }
 
-/// State as users see it: a job between two attempts is running.
+/// State as users see it: a job between two attempts counts as running.
 pub fn wire_state(status: &JobStatus) -> v1::JobState {
     match status {
         JobStatus::Queued => v1::JobState::Queued,
@@ -121,12 +121,12 @@ pub fn notice(level: &str, text: String) -> job_event::Event {
 }
 
 /// The best evaluated round by the job's selection metric, measured on the half of the rows reserved for
-/// selection; the first of equals; 0 if there is none. With too few rows for two halves, or in a log older
-/// than the split, all rows count.
+/// selection. Ties go to the first; 0 if there is none. All rows count if there are too few for two halves,
+/// or in a log that predates the split.
 pub(super) fn best_round(state: &JobState) -> u32 {
     let figures: &[(Work, &str)] = match state.spec.evaluation.metric_for_best_model {
         BestMetric::GoldMean => &[(Work::EvaluatePolicy, "gold_mean")],
-        // Without two different start rewards the gain has no unit; then the plain difference decides.
+        // Unless the two start rewards differ, the gain has no unit, and the plain difference decides.
         BestMetric::RewardGain => {
             &[(Work::EvaluatePolicy, stats::REWARD_GAIN), (Work::EvaluatePolicy, stats::REWARD_DIFFERENCE)]
         }

@@ -13,8 +13,9 @@ use tokio::task::JoinHandle;
 
 use super::encode;
 
-/// Records between two snapshots are at least this part of the events of the first, so that the work on
-/// snapshots stays in proportion to what is appended.
+/// Divisor that spaces snapshots in proportion to their size: after one of N events, at least N / `PART`
+/// records are appended before the next, so that the work on snapshots stays proportional to the appended
+/// data.
 const PART: u64 = 8;
 
 /// Policy for snapshots: their frequency, and the events that they keep.
@@ -26,16 +27,16 @@ pub struct SnapshotPolicy<E> {
     pub select: fn() -> Box<dyn Selection<E>>,
 }
 
-/// Selects the events of a log that a snapshot needs. It sees all events twice, so that nobody has to hold
-/// them.
+/// Selects the events of a log that a snapshot needs. It sees all events twice, so that they need not be held
+/// in memory.
 pub trait Selection<E>: Send {
-    /// Takes in an event, in the order of the log.
+    /// First pass: records an event, in the order of the log.
     fn record(&mut self, event: &E);
 
-    /// To be called between the two passes.
+    /// Called between the two passes.
     fn turn(&mut self);
 
-    /// Decides on an event, in the same order again. May complete the event.
+    /// Second pass: decides on an event, in the same order. May modify the event.
     fn select(&mut self, event: &mut E) -> Selected;
 }
 
@@ -43,7 +44,7 @@ pub trait Selection<E>: Send {
 pub enum Selected {
     Dropped,
     Kept,
-    /// Kept with a change.
+    /// Kept in modified form.
     Changed,
 }
 
@@ -101,8 +102,8 @@ impl Compactor {
     }
 }
 
-/// Runs work that takes seconds for a long log, without holding up the tasks of this thread where another
-/// thread can take them over.
+/// Runs work that takes seconds for a long log. Where another thread can take over this thread's tasks, they
+/// are not delayed.
 fn in_place<T>(work: impl FnOnce() -> T) -> T {
     match Handle::current().runtime_flavor() {
         RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),
@@ -110,8 +111,8 @@ fn in_place<T>(work: impl FnOnce() -> T) -> T {
     }
 }
 
-/// The events that a selection keeps. One is decoded at a time: all of them decoded take many times the
-/// memory of their bytes.
+/// The events that a selection keeps. They are decoded one at a time, because all of them decoded take many
+/// times the memory of their bytes.
 fn compact_encoded<E: Serialize + DeserializeOwned>(
     events: Vec<Bytes>,
     selection: &mut dyn Selection<E>,

@@ -1,8 +1,8 @@
 //! The durable order of events; the only writer of the log.
 //!
 //! A decision of the coordinator is final once its event is appended here. Events that arrive while a record
-//! is on its way to the store go into the next record together (group commit), in the order in which they
-//! were given.
+//! is being written to the store share the next record (group commit), in the order in which they were
+//! appended.
 
 mod compactor;
 #[cfg(test)]
@@ -23,7 +23,7 @@ pub use self::compactor::{Selected, Selection, SnapshotPolicy};
 
 use self::compactor::Compactor;
 
-/// A record takes no more events beyond this size.
+/// Size beyond which a record takes no more events.
 const RECORD_BYTES: usize = 1 << 20;
 
 /// Failure to read or write the journal.
@@ -48,9 +48,9 @@ impl JournalError {
     }
 }
 
-/// The leader's handle on the log, for events of type `E`. Cheap to clone.
+/// The leader's handle to the log, for events of type `E`. Cheap to clone.
 ///
-/// After an error nothing more can be appended, and the fate of appends in flight is unknown: the process
+/// After an error nothing more can be appended, and the outcome of appends in flight is unknown: the process
 /// must end, and the next one reads from the log what was written.
 pub struct Journal<E> {
     term: u64,
@@ -72,10 +72,10 @@ impl<E> Clone for Journal<E> {
 }
 
 impl<E: Serialize + DeserializeOwned + 'static> Journal<E> {
-    /// Becomes the store's leader, whoever leads it now, and returns all events so far. `leader` names this
-    /// process in messages.
+    /// Becomes the store's leader, whichever process leads at the time, and returns all events so far.
+    /// `leader` names this process in messages.
     ///
-    /// Must run within a tokio runtime: a task of its own writes the log until all clones are dropped.
+    /// Must be called within a tokio runtime: a separate task writes the log until all clones are dropped.
     pub async fn open(
         store: Store,
         leader: &str,
@@ -120,7 +120,7 @@ impl<E: Serialize + DeserializeOwned + 'static> Journal<E> {
         self.term
     }
 
-    /// Makes events durable, all or none, and returns the number of their record.
+    /// Makes all of the events durable, or none, and returns the number of their record.
     ///
     /// The call itself fixes the order of the events; the future only waits, and dropping it does not cancel
     /// the append. The owner of the state may therefore continue, as long as nothing leaves the process
@@ -156,7 +156,7 @@ impl<E: Serialize + DeserializeOwned + 'static> Journal<E> {
 fn encode<E: Serialize + DeserializeOwned>(event: &E) -> Result<Bytes, JournalError> {
     let bytes =
         rmp_serde::to_vec_named(event).map_err(|error| JournalError::Unencodable(error.to_string()))?;
-    // One unreadable event would lock every later coordinator out of the whole log.
+    // A single unreadable event would lock every later coordinator out of the whole log.
     rmp_serde::from_slice::<E>(&bytes).map_err(|error| JournalError::Unencodable(error.to_string()))?;
     Ok(bytes.into())
 }

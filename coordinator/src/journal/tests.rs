@@ -45,7 +45,7 @@ impl<E> Selection<E> for Everything {
     }
 }
 
-/// Values whose bits a decimal text form may lose, and kinds whose JSON mapping is peculiar.
+/// Values whose bits a decimal text form may lose, and types whose JSON mapping is unusual.
 fn job() -> v1::Job {
     let metric = |value| v1::Metric { name: "m".into(), value, se: Some(f64::MIN_POSITIVE) };
     v1::Job {
@@ -150,7 +150,7 @@ async fn a_long_log_is_replayed_from_a_snapshot() {
         .unwrap();
     }
     let records = store.list("meta/log").await.unwrap();
-    assert_eq!(records.len(), 41, "a name once used stays");
+    assert_eq!(records.len(), 41, "a used name stays taken");
     assert!(records.iter().filter(|record| record.size > 0).count() < 20, "{records:?}");
     let (_, replayed) = Journal::open(store, "b", SNAPSHOT_POLICY).await.unwrap();
     let Some(Event::Numbered { number: last }) = replayed.last() else { panic!("{replayed:?}") };

@@ -1,4 +1,4 @@
-//! Leadership as the gRPC services see it: the driver if this process leads, else the leader's address.
+//! Leadership as the gRPC services see it: the driver if this process leads, or else the leader's address.
 
 use tokio::sync::watch;
 
@@ -9,7 +9,7 @@ use crate::web::Readiness;
 /// The role of this process.
 #[derive(Debug, Clone)]
 enum Role {
-    /// Follows a leader, whose address it knows if the leader advertises one.
+    /// Follows a leader; knows its address if the leader advertises one.
     Standby {
         leader: Option<String>,
     },
@@ -37,7 +37,7 @@ pub struct LeadershipHandle {
 }
 
 impl Default for LeadershipHandle {
-    /// A standby that knows no leader yet.
+    /// A standby that does not know a leader yet.
     fn default() -> Self {
         Self { role: watch::Sender::new(Role::Standby { leader: None }) }
     }
@@ -56,7 +56,7 @@ impl LeadershipHandle {
         self.role.send_replace(Role::Leading { driver, lease });
     }
 
-    /// The driver, as long as no other coordinator can be the leader.
+    /// The driver, provided that no other coordinator can be the leader.
     pub fn driver(&self) -> Result<Handle, NotLeading> {
         self.leading().map(|(driver, _)| driver)
     }

@@ -1,9 +1,9 @@
 //! Leader election: standing by, campaigning, leading, and stepping down.
 //!
 //! The log alone decides. A leader writes a heartbeat every second; a standby that has seen none for five
-//! seconds campaigns by appending an election record to the log. A leader that was paused meanwhile fails its
-//! next append and steps down: its state belongs to its driver, which ends, and the process continues as a
-//! standby.
+//! seconds campaigns by appending an election record to the log. A leader that was paused in the meantime
+//! fails its next append and steps down: its state belongs to its driver, which ends, and the process
+//! continues as a standby.
 
 mod handle;
 mod monitor;
@@ -28,9 +28,9 @@ use crate::lease::Lease;
 #[derive(Debug, Clone)]
 pub struct Election {
     pub store: Store,
-    /// URL under which others reach this process; empty if unknown.
+    /// URL at which others reach this process; empty if unknown.
     pub address: String,
-    /// Become the leader at once instead of waiting for the current one's heartbeats to stop.
+    /// Become the leader immediately instead of waiting for the current leader's heartbeats to stop.
     pub take_over: bool,
     pub settings: Settings,
     pub clock: Clock,
@@ -124,8 +124,8 @@ impl Election {
         }
     }
 
-    /// Stands by until the leader is gone. Returns the log as it was *before* the last check of the leader's
-    /// heartbeat: an append after that proves that the leader is alive.
+    /// Stands by until the leader is lost. Returns the log as it was *before* the last check of the leader's
+    /// heartbeat: any later append proves that the leader is alive.
     async fn wait_for_leader_loss(&self) -> Result<LogState, JournalError> {
         let timeouts = self.settings.leadership;
         let mut monitor = LeaderMonitor::new(timeouts.lease);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use foil_common::storage::log::Heartbeat;
 
-/// One check by a standby: first the log, then the leader's heartbeat.
+/// One check by a standby, which reads first the log, then the leader's heartbeat.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observation {
     /// Term of the last elected leader; 0 if there never was one.
@@ -18,11 +18,11 @@ pub struct Observation {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     Wait,
-    /// The leader is gone, for this reason.
+    /// The leader is lost, for this reason.
     Campaign(&'static str),
 }
 
-/// Measures for how long the leader has shown no activity.
+/// Measures how long the leader has shown no activity.
 #[derive(Debug)]
 pub struct LeaderMonitor {
     timeout: Duration,
@@ -30,12 +30,12 @@ pub struct LeaderMonitor {
 }
 
 impl LeaderMonitor {
-    /// `timeout` is how long a leader may show no activity.
+    /// `timeout` is the maximum time without activity.
     pub fn new(timeout: Duration) -> Self {
         Self { timeout, last: None }
     }
 
-    /// Takes in one observation; `now` is the time at which it was complete.
+    /// Handles one observation; `now` is the time at which it was complete.
     pub fn observe(&mut self, observation: Observation, now: Duration) -> Verdict {
         if observation.next == 0 {
             return Verdict::Campaign("this store never had a leader");
@@ -55,7 +55,7 @@ impl LeaderMonitor {
         Verdict::Wait
     }
 
-    /// Starts over after the store could not be read: nothing is known about the time in between.
+    /// Starts over after the store could not be read, because nothing is known about the time in between.
     pub fn reset(&mut self) {
         self.last = None;
     }
@@ -105,7 +105,7 @@ mod tests {
         assert_eq!(
             monitor.observe(released, at(2)),
             Verdict::Wait,
-            "a later leader has been elected already"
+            "a later leader has already been elected"
         );
     }
 }

@@ -25,7 +25,7 @@ pub(super) async fn renew(
         match timeout(timeouts.lease, heartbeat.write(&store, journal.term())).await {
             Ok(Ok(())) => {
                 let in_time = lease.is_valid();
-                // A late renewal may have been overtaken: an append to the log tells whether another leader
+                // A late renewal may have been overtaken. An append to the log tells whether another leader
                 // was elected.
                 if !in_time && journal.append(&[]).await.is_err() {
                     return;

@@ -1,4 +1,4 @@
-//! Size limits of a plan, which is kept in memory and in the log, and sent to every client that asks for the
+//! Size limits of a plan, which is kept in memory and in the log and sent to every client that asks for the
 //! job.
 
 use foil_proto::v1;
@@ -7,14 +7,14 @@ use thiserror::Error;
 
 use super::Phase;
 
-/// Encoded size; the job's other fields share a message of 4 MiB with it.
+/// Encoded size; the plan shares a message of 4 MiB with the job's other fields.
 const MAX_PLAN_BYTES: usize = 2 << 20;
-/// Chunks of one phase: a task of a later phase names the objects of all of them in one message.
+/// Number of chunks per phase: a task of a later phase lists the objects of all of them in one message.
 const MAX_CHUNKS_PER_PHASE: u32 = 10_000;
-/// Chunks of all phases together.
+/// Number of chunks over all phases.
 const MAX_TOTAL_CHUNKS: u64 = 1_000_000;
 
-/// A plan that is too large, with the field that makes it so.
+/// A plan that is too large, with the responsible field.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum TooLarge {
     #[error(

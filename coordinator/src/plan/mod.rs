@@ -1,4 +1,4 @@
-//! The phases of a job, decided once from its specification and its data.
+//! The phases of a job, determined once from its specification and its data.
 
 mod bounds;
 mod phase;
@@ -22,7 +22,7 @@ pub fn plan(job: &spec::Job, datasets: &[v1::Dataset]) -> Vec<Phase> {
     phases
 }
 
-/// The phases of a job, in order, if they are few enough to keep and to send.
+/// The phases of a job, in order, provided that the plan is small enough to keep and to send.
 ///
 /// # Errors
 /// The plan is too large; the error names the field to change.
@@ -86,8 +86,8 @@ impl Planner<'_> {
         (chunks > 0).then(|| Phase::map(round, work, chunks))
     }
 
-    /// Optimizer steps over all epochs, `rows` rows holding `items` pairs or answers; the last batch of an
-    /// epoch may be smaller.
+    /// Number of optimizer steps over all epochs, where `rows` rows hold `items` pairs or answers; the last
+    /// batch of an epoch may be smaller.
     fn steps(&self, rows: u64, items: u64, batch: usize, epochs: u32) -> u32 {
         let per_step = spec::rows_per_step(batch, rows as usize, items as usize);
         narrow(rows.div_ceil(per_step as u64)).saturating_mul(epochs)
@@ -110,12 +110,12 @@ impl Planner<'_> {
     }
 }
 
-/// The data sets that a map phase goes through, in the order of its chunks. No chunk spans two of them.
+/// The data sets that a map phase processes, in the order of its chunks. No chunk spans two of them.
 pub(crate) fn segments(job: &spec::Job, round: u32, work: Work) -> Vec<&'static str> {
     match work {
         Work::GeneratePreferences => vec![sets::GOLD_PREFERENCE_PROMPTS],
         Work::GenerateEvaluationPreferences => vec![sets::GOLD_PREFERENCE_EVALUATION_PROMPTS],
-        // Samples for the holdout measure fresh accuracy, even if nothing is trained on golden answers.
+        // Samples for the holdout measure fresh accuracy, even if no training uses golden answers.
         Work::GenerateGolden if job.trains_reward(round) && job.reward_step.apo_weight > 0.0 => {
             vec![sets::GOLDEN, sets::GOLDEN_HOLDOUT]
         }

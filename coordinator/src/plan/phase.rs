@@ -8,7 +8,7 @@ pub enum Work {
     /// Two samples for each prompt of a gold-labeled training pair.
     GeneratePreferences,
     GenerateEvaluationPreferences,
-    /// Samples for golden prompts, and for those held out.
+    /// Samples for golden prompts, including the held-out ones.
     GenerateGolden,
     TrainReward,
     /// Evaluation of the reward model on human pairs.
@@ -92,8 +92,8 @@ impl Work {
 /// One phase of the plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Phase {
-    /// For example `r02.policy.generate`; nearly all fit without memory of their own, which many jobs' plans
-    /// would be full of.
+    /// For example `r02.policy.generate`. Nearly all ids fit inline, which saves the heap memory of many
+    /// jobs' plans.
     pub id: CompactString,
     /// Round of the phase; 0 for phases before round 1.
     pub round: u32,
@@ -154,7 +154,7 @@ impl From<&Phase> for v1::PhasePlan {
     }
 }
 
-/// The name of the artifact a phase commits, and its kind.
+/// The name and the kind of the artifact that a phase commits.
 pub fn artifact_name(phase: &Phase) -> (String, &'static str) {
     match phase.work {
         Work::Sft => ("policy@0".to_owned(), "policy"),

@@ -1,19 +1,19 @@
-//! Allocation of devices to jobs, and the reasons why others wait. Pure: times are passed in as durations.
+//! Allocation of devices to jobs, and the reasons why jobs wait. Pure: times are passed in as durations.
 //!
-//! Jobs of one device kind get devices in the order of their priority, then of submission; waiting raises a
-//! priority, so that none is starved. A job starts with all its devices or with none. An attempt that has
-//! lost ranks gets devices before another one starts, because those it holds are idle until then; two such
-//! attempts cannot wait for each other's devices for ever, because the last one gives its own back.
+//! Jobs of one device kind get devices in order of priority, then of submission; waiting raises a job's
+//! priority, so that none starves. A job starts with all its devices or with none. An attempt that has lost
+//! ranks gets devices before another one starts, because the devices that it holds are idle until then. Two
+//! such attempts cannot wait for each other's devices forever, because the last one gives its own back.
 //!
 //! A job that cannot be placed lets smaller ones go ahead (backfill) until it has waited for
-//! [`Policy::backfill`]; from then on nothing behind it starts. One that asks for more devices than the
-//! connected workers have, or than its tenant may use, is passed over as long as that is so.
+//! [`Policy::backfill`]; from then on nothing behind it starts. A job that asks for more devices than the
+//! connected workers have, or than its tenant may use, is passed over while that is the case.
 //!
 //! A job of higher priority that cannot be placed takes the devices of running jobs ([`preempt`]).
 //!
-//! All devices of an attempt are on workers of one release. While workers of several are connected, as during
-//! an upgrade, each release is a pool of its own: an attempt that has ranks gets more from theirs, and
-//! another job waits in the one that fits it best.
+//! All devices of an attempt are on workers of one release. While workers of several releases are connected,
+//! as during an upgrade, each release is a separate pool: an attempt that has ranks gets more from their
+//! pool, and any other job waits in the pool that fits it best.
 
 mod policy;
 mod pool;
@@ -34,7 +34,7 @@ pub use self::preempt::{Preemption, Running};
 pub use self::share::{Portion, Share};
 pub use self::wait::{Wait, WaitCause};
 
-/// Devices of one kind on the workers of one release that are in use.
+/// Devices of one kind on the non-excluded workers of one release.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Supply {
     /// Devices that no rank holds.
@@ -42,7 +42,7 @@ pub struct Supply {
     /// Devices of attempts that are ending.
     pub releasing: usize,
     pub connected: usize,
-    /// Devices on workers that are excluded; not counted above.
+    /// Devices on excluded workers; not counted above.
     pub excluded: usize,
 }
 
@@ -54,19 +54,19 @@ pub struct Demand {
     /// Index of its tenant's share.
     pub tenant: usize,
     pub kind: DeviceKind,
-    /// Index of the release of the ranks that it has, among the supplies of its kind.
+    /// Index of the release of the job's existing ranks, among the supplies of its kind.
     pub release: Option<usize>,
     /// Number of ranks that need a device.
     pub ranks: usize,
     pub priority: i32,
-    /// Time since it began to wait, from the log.
+    /// Time since the job began to wait, according to the log.
     pub waited: Duration,
-    /// Time since this coordinator has known that it waits.
+    /// Time since this coordinator learned that the job waits.
     pub known: Duration,
     pub claim: Claim,
 }
 
-/// The devices that the ranks of one attempt may have: those of a kind on workers of one release, by its
+/// The devices available to the ranks of one attempt: those of a kind on workers of one release, given by its
 /// index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct PoolId {
@@ -76,10 +76,10 @@ struct PoolId {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Claim {
-    /// It has no devices yet, and starts with all of them or not at all.
+    /// The job has no devices yet, and starts with all of them or not at all.
     Start,
-    /// Its attempt runs on `held` devices and has lost the others. A stalled one does nothing until it has
-    /// them again.
+    /// The job's attempt runs on `held` devices and has lost the others. A stalled attempt is idle until it
+    /// has them again.
     Replace { held: usize, stalled: bool },
 }
 
@@ -100,7 +100,7 @@ pub struct Queue {
 pub enum Grant {
     /// A device for every rank that lacks one.
     Full,
-    /// This many devices; the job waits for the rest.
+    /// This many devices; the job waits for the others.
     Partial(usize, Wait),
     Wait(Wait),
 }
@@ -110,9 +110,9 @@ pub enum Grant {
 pub struct Allocation {
     /// One for each demand.
     pub grants: Vec<Grant>,
-    /// Index of the release in whose pool each demand was weighed.
+    /// Index of the release in whose pool each demand was considered.
     pub releases: Vec<usize>,
-    /// Jobs whose attempts give their devices back, because they cannot get the others.
+    /// Jobs whose attempts give their devices back because they cannot get the missing ones.
     pub yields: Vec<usize>,
     pub preemptions: Vec<Preemption>,
 }
@@ -122,15 +122,15 @@ impl Demand {
         self.claim == Claim::Start
     }
 
-    /// True if nothing may go ahead of it while it cannot be placed; `fits` is whether the connected workers
-    /// have enough devices at all.
+    /// True if nothing may overtake the job while it cannot be placed. `fits` tells whether the connected
+    /// workers have enough devices at all.
     fn reserves(&self, policy: &Policy, fits: bool) -> bool {
         self.known < policy.settling || (fits && self.waited >= policy.backfill)
     }
 
-    /// Place in the queue; less is sooner. Running attempts come first.
+    /// Place in the queue; smaller is sooner. Running attempts come first.
     ///
-    /// Two jobs that wait keep their order: both age alike.
+    /// Two waiting jobs keep their order, because both age alike.
     fn turn(&self, policy: &Policy) -> (bool, i64, usize) {
         let millis = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
         let head_start = i64::from(self.priority).saturating_mul(millis(policy.aging));
@@ -138,7 +138,7 @@ impl Demand {
     }
 }
 
-/// Allocates the free devices, and those that others must give back.
+/// Allocates the free devices, and decides which devices others must give back.
 pub fn allocate(queue: &mut Queue) -> Allocation {
     let policy = queue.policy;
     let Queue { supply, demands, shares, .. } = queue;
@@ -171,9 +171,9 @@ pub fn allocate(queue: &mut Queue) -> Allocation {
 }
 
 /// Makes the last stalled attempt give its devices back if nothing else can end its wait: another stalled
-/// attempt may hold what it lacks, or the workers left of its release have too few for it and other jobs can
-/// use them, or those of another release are enough for all of it. One at a time: with the devices of the
-/// last, those before it may continue.
+/// attempt may hold what it lacks, the remaining workers of its release may have too few devices while other
+/// jobs can use them, or another release may have enough for the whole attempt. Only one attempt yields at a
+/// time, because its devices may let those before it continue.
 fn yield_stalled(queue: &Queue, pool: PoolId, supply: Supply, turns: &[usize], allocation: &mut Allocation) {
     let cause = |index: usize| match &allocation.grants[index] {
         Grant::Full => None,
@@ -195,7 +195,7 @@ fn yield_stalled(queue: &Queue, pool: PoolId, supply: Supply, turns: &[usize], a
     let fits_elsewhere = releases
         .filter(|(release, _)| *release != pool.release)
         .any(|(_, other)| held + demand.ranks <= other.connected);
-    // Others of its tenant may wait for its share of the quota, also for another kind of device.
+    // Other jobs of its tenant may wait for the tenant's quota, also for another kind of device.
     let waits_for_quota = |index: usize| {
         let other = &queue.demands[index];
         let releases = queue.supply.get(&other.kind).into_iter().flatten();

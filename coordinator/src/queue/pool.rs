@@ -28,12 +28,12 @@ impl DevicePool {
         pools
     }
 
-    /// The devices that are left.
+    /// The remaining devices.
     pub(super) fn supply(&self) -> Supply {
         self.supply
     }
 
-    /// The grant of the next demand in the queue, whose tenant has the share.
+    /// The grant of the next demand in the queue; `share` belongs to its tenant.
     pub(super) fn grant(&mut self, demand: &Demand, share: Option<&mut Share>) -> Grant {
         match demand.claim {
             Claim::Start => self.start(demand, share),
@@ -68,7 +68,7 @@ impl DevicePool {
             true if self.supply.free > 0 => WaitCause::Kept,
             _ => WaitCause::Devices,
         };
-        // A job that was preempted for it must not take the devices again.
+        // A preempted job must not take back the devices that it gave up for this one.
         self.reserved |= is_coming || demand.reserves(&self.policy, !is_too_large);
         Grant::Wait(self.wait(demand, demand.ranks, cause))
     }
@@ -81,8 +81,8 @@ impl DevicePool {
     }
 }
 
-/// Index of the pool for a job that has no ranks yet: one that it can start in now, else the largest, in
-/// which it waits.
+/// Index of the pool for a job that has no ranks yet: a pool in which it can start immediately, or else the
+/// largest, in which it waits.
 pub(super) fn choose(pools: &[DevicePool], demand: &Demand) -> usize {
     let rank = |(_, pool): &(usize, &DevicePool)| {
         let Supply { free, connected, .. } = pool.supply;

@@ -1,9 +1,9 @@
-//! Preemption: running jobs give their devices to a waiting one of higher priority.
+//! Preemption: running jobs give their devices to a waiting job of higher priority.
 //!
-//! The lowest priority goes first, within it the fewest jobs, of those the youngest. An attempt is protected
-//! by the priority that its job had when it started, age included: a job that has become urgent by waiting
-//! keeps what it got. The waiting job's own age does not count. So A preempts B only if A's priority is above
-//! B's, and no two jobs preempt each other in turn.
+//! Attempts of the lowest priority are preempted first; within a priority as few as possible, preferring the
+//! youngest. An attempt is protected by the priority that its job had when it started, age included: a job
+//! that has become urgent by waiting keeps what it got. The waiting job's own age does not count. So A
+//! preempts B only if A's priority is above B's, and no two jobs preempt each other in turn.
 
 use std::time::Duration;
 
@@ -18,9 +18,9 @@ pub struct Running {
     pub kind: DeviceKind,
     /// Index of its ranks' release, among the supplies of its kind.
     pub release: usize,
-    /// Devices on workers in use.
+    /// Number of devices on non-excluded workers.
     pub held: usize,
-    /// Priority of the job when the attempt started, with its age.
+    /// Priority of the job, including its age, when the attempt started.
     pub priority: i64,
     /// Time since the attempt started.
     pub ran: Duration,
@@ -34,8 +34,8 @@ pub struct Preemption {
     pub by: usize,
 }
 
-/// Preempts running attempts for the waiting jobs of one pool, which `turns` names in order; `supply` is what
-/// is left for them.
+/// Preempts running attempts for the waiting jobs of one pool, which `turns` lists in order; `supply` is what
+/// remains for them.
 pub(super) fn preempt(
     queue: &Queue,
     pool: PoolId,
@@ -52,9 +52,9 @@ pub(super) fn preempt(
             let victims = victims(queue, pool, demand, lacking - coming, &chosen);
             if victims.is_empty() {
                 match demand.claim {
-                    // They get what becomes free before all others.
+                    // They get whatever becomes free before all others.
                     Claim::Replace { .. } => coming = 0,
-                    // Those behind it must not get ahead of it by preempting others.
+                    // Jobs behind it must not overtake it by preempting others.
                     Claim::Start if demand.reserves(&queue.policy, true) => return,
                     Claim::Start => {}
                 }
@@ -70,7 +70,7 @@ pub(super) fn preempt(
     }
 }
 
-/// The number of devices that a job could get from others, and its reason to wait.
+/// The number of devices that a job could get from others, and its wait cause.
 fn lack(grant: &mut Grant) -> Option<(usize, &mut WaitCause)> {
     match grant {
         Grant::Partial(_, wait) | Grant::Wait(wait)
@@ -82,7 +82,8 @@ fn lack(grant: &mut Grant) -> Option<(usize, &mut WaitCause)> {
     }
 }
 
-/// The attempts that give a job at least `need` devices; none if those that may be preempted have too few.
+/// The attempts that together release at least `need` devices for a job; none if those that may be preempted
+/// hold too few.
 fn victims(queue: &Queue, pool: PoolId, demand: &Demand, need: usize, chosen: &[Running]) -> Vec<Running> {
     let is_idle_without = !matches!(demand.claim, Claim::Replace { stalled: false, .. });
     if demand.known < queue.policy.settling || !is_idle_without {
@@ -97,14 +98,14 @@ fn victims(queue: &Queue, pool: PoolId, demand: &Demand, need: usize, chosen: &[
             && !chosen.contains(running)
     };
     let mut candidates: Vec<Running> = queue.running.iter().filter(may).copied().collect();
-    // Within a priority the largest job goes first, so that few jobs are preempted.
+    // Within a priority the largest attempt goes first, so that few are preempted.
     candidates.sort_by_key(|running| (running.priority, usize::MAX - running.held, running.ran, running.job));
     let (mut taken, mut held) = (Vec::new(), 0);
     for (at, candidate) in candidates.iter().enumerate() {
         if held >= need {
             break;
         }
-        // The youngest of those that suffice alone for the rest.
+        // The youngest attempt that alone suffices for the rest.
         let suffice = candidates[at..].iter().filter(|other| other.priority == candidate.priority);
         let last =
             suffice.filter(|other| held + other.held >= need).min_by_key(|other| (other.ran, other.job));
@@ -119,8 +120,7 @@ fn victims(queue: &Queue, pool: PoolId, demand: &Demand, need: usize, chosen: &[
     taken
 }
 
-/// Drops the victims that are not needed, those of the highest priority first: what `surplus` devices are
-/// held by.
+/// Drops unneeded victims, highest priority first, as long as their devices fit into `surplus`.
 fn spare(taken: &mut Vec<Running>, mut surplus: usize) {
     taken.sort_by_key(|running| (-running.priority, running.held, running.ran));
     taken.retain(|running| {

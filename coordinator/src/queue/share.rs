@@ -4,7 +4,7 @@ use foil_common::spec::DeviceKind;
 
 use super::{Demand, WaitCause};
 
-/// A tenant's use of the cluster, and its limits.
+/// A tenant's usage of the cluster, and its limits.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Share {
     /// Number of jobs with an attempt.
@@ -13,19 +13,19 @@ pub struct Share {
     pub devices: HashMap<DeviceKind, Portion>,
 }
 
-/// A tenant's use of the devices of one kind.
+/// A tenant's usage of the devices of one kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Portion {
-    /// Ranks of its jobs that have an attempt.
+    /// Ranks of the tenant's jobs that have an attempt.
     pub used: usize,
     pub max: Option<usize>,
-    /// The rest is reserved for a job of the tenant that waits for more.
+    /// The remaining devices are reserved for a job of the tenant that waits for more.
     pub(super) reserved: bool,
 }
 
 impl Share {
     /// The reason why the tenant's quota keeps a job from starting, if it does. Once the job is due
-    /// (`is_due`), what is left of the quota is reserved for it.
+    /// (`is_due`), the rest of the quota is reserved for it.
     pub(super) fn check(&mut self, demand: &Demand, is_due: bool) -> Option<WaitCause> {
         if let Some(max) = self.max_jobs.filter(|max| self.jobs >= *max) {
             return Some(WaitCause::TenantJobs { running: self.jobs, max });
@@ -45,7 +45,7 @@ impl Share {
         Some(WaitCause::TenantDevices { used: portion.used, max })
     }
 
-    /// A job starts.
+    /// Counts a job that starts.
     pub(super) fn take(&mut self, demand: &Demand) {
         self.jobs += 1;
         self.devices.entry(demand.kind).or_default().used += demand.ranks;

@@ -1,13 +1,13 @@
 use foil_common::spec::DeviceKind;
 use foil_proto::v1;
 
-/// Why a job has not all the devices it asks for.
+/// Why a job lacks some of the devices that it asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wait {
     pub kind: DeviceKind,
     /// Number of ranks without a device.
     pub lacking: usize,
-    /// It has no devices yet.
+    /// The job has no devices yet.
     pub starts: bool,
     /// Devices of the kind that are left after the jobs before it, on workers of the release that it waits
     /// for.
@@ -16,7 +16,7 @@ pub struct Wait {
     pub excluded: usize,
     /// Devices on workers of other releases, which the ranks of one job cannot share.
     pub others: usize,
-    /// Among the jobs that wait for the same devices, from 1.
+    /// Position among the jobs that wait for the same devices, from 1.
     pub position: u32,
     pub cause: WaitCause,
 }
@@ -25,21 +25,21 @@ pub struct Wait {
 pub enum WaitCause {
     /// Too few are free.
     Devices,
-    /// It asks for more than the connected workers have.
+    /// The job asks for more than the connected workers have.
     TooLarge,
-    /// Those that are free are reserved for a job before it.
+    /// The free devices are reserved for a job before it.
     Kept,
-    /// Attempts are ending whose devices it gets.
+    /// The attempts that hold its devices are ending.
     Coming,
-    /// The workers of its other ranks are not heard yet, so that their version is not known.
+    /// The workers of its other ranks have not registered yet, so their version is unknown.
     Unheard,
-    /// Its tenant has as many jobs as it may.
+    /// Its tenant runs the maximum number of jobs.
     TenantJobs { running: usize, max: usize },
-    /// Its tenant has as many devices as it may.
+    /// Its tenant uses the maximum number of devices.
     TenantDevices { used: usize, max: usize },
     /// The rest of its tenant's quota is reserved for a job before it.
     TenantKept,
-    /// It asks for more than its tenant may use.
+    /// The job asks for more than its tenant may use.
     TenantTooLarge { max: usize },
 }
 
@@ -57,7 +57,7 @@ impl Wait {
         }
     }
 
-    /// The parts of which a change is news. The number of free devices changes too often.
+    /// The parts whose change is worth a notice. The number of free devices changes too often.
     pub fn news(&self) -> (usize, usize, u32, std::mem::Discriminant<WaitCause>) {
         (self.lacking, self.connected, self.position, std::mem::discriminant(&self.cause))
     }

@@ -1,4 +1,4 @@
-//! Encodes every row the way the phases will, so that no row can fail the job later.
+//! Encodes every row the way the phases do, so that no row can fail the job later.
 
 use std::num::NonZero;
 use std::thread;
@@ -23,7 +23,7 @@ const ROWS_PER_THREAD: usize = 256;
 struct Truncation {
     prompt: bool,
     answer: bool,
-    /// The two answers of a pair have the same tokens.
+    /// Both answers of a pair have the same tokens.
     equal: bool,
 }
 
@@ -49,7 +49,7 @@ pub(super) fn check_encodings(
     let shared = Limits::shared(job.text.max_length);
     let encoders = Encoders::load(job, models)?;
     let (policy, reward) = (&encoders.policy, encoders.reward());
-    // Exported reward models need a pad token; its absence would show only after training.
+    // Exported reward models need a pad token; a missing one would show only after training.
     let (field, (files, config)) = models.reward.map_or((POLICY, models.policy), |model| (REWARD, model));
     let pad = reward.pad_id().map_err(|fault| ResolveError::Text { field, fault })?;
     config.check_pad(pad).map_err(|fault| ResolveError::ModelFiles {
@@ -186,7 +186,7 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// Warnings about the rows of a set, `count` in all, whose parts are cut or whose answers are equal.
+    /// Warnings about rows with truncated parts or equal answers in a set of `count` rows.
     fn warnings(
         &self,
         name: &str,
@@ -232,7 +232,7 @@ impl Checker<'_> {
     }
 }
 
-/// Applies a function to all rows on several threads; results are in the order of the rows.
+/// Applies a function to all rows on several threads; results are in row order.
 pub(super) fn map_in_parallel<T: Sync, R: Send>(rows: &[T], apply: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let threads = thread::available_parallelism().map_or(1, NonZero::get);
     let rows_per_thread = rows.len().div_ceil(threads).max(ROWS_PER_THREAD);

@@ -13,9 +13,9 @@ use super::request::{Request, Response};
 
 /// The hidden command of `foil` that runs [`main`].
 pub const COMMAND: &str = "resolve-inputs";
-/// Exit code if nobody waits for the response any more.
+/// Exit code if the caller stopped waiting for the response.
 const ABANDONED: i32 = 75;
-/// Size limit of a request: a specification with its references; files come from the store.
+/// Size limit of a request: a specification with its references. Files are read from the store.
 const MAX_REQUEST_BYTES: u64 = 16 << 20;
 
 /// Resource limits of the process.
@@ -23,7 +23,7 @@ const MAX_REQUEST_BYTES: u64 = 16 << 20;
 pub struct Limits {
     /// Bytes of address space.
     pub memory: u64,
-    /// CPU time of all its threads together.
+    /// CPU time, summed over all threads.
     pub cpu: Duration,
 }
 
@@ -51,10 +51,10 @@ impl Limits {
 }
 
 /// Reads one request, handles it under `limits`, and writes the response. Exits as soon as standard input
-/// ends: the parent keeps it open while it waits for the response, and closes it by dying.
+/// ends: the parent keeps it open while waiting for the response, and its death closes it.
 ///
 /// # Errors
-/// There is no request or no store, or the limits cannot be set; never the fault of the inputs.
+/// There is no request or no store, or the limits cannot be set; the inputs are never at fault.
 pub async fn main(store: &str, limits: Limits) -> io::Result<()> {
     limits.impose()?;
     let request = tokio::task::spawn_blocking(read_request).await.map_err(io::Error::other)??;
@@ -79,7 +79,7 @@ fn exit_with_parent() {
 
 pub(super) fn cause(status: ExitStatus, stderr: &str) -> Cause {
     let signal = status.signal().and_then(|number| Signal::try_from(number).ok());
-    // A failed allocation aborts the process; one that a library handles itself ends in other ways.
+    // A failed allocation aborts the process; a library that handles one itself fails in other ways.
     let memory = ["memory allocation of", "out of memory", "Cannot allocate memory", "OutOfMemory"];
     match signal {
         Some(Signal::SIGXCPU) => Cause::Time,

@@ -1,4 +1,4 @@
-//! Checks that ranks can run a job's models, from config.json and the headers of the weights alone.
+//! Checks that ranks can run a job's models, based only on config.json and the headers of the weights.
 
 use std::path::Path;
 
@@ -20,11 +20,11 @@ const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
 /// The parts of a model directory that were read.
 pub(super) struct Files<'a> {
-    /// The field that names it, and its name in messages.
+    /// The field that names the directory, and the directory's name in messages.
     pub(super) field: &'static str,
     pub(super) name: &'a str,
     pub(super) config: &'a Value,
-    /// None if the job initializes the weights, or if they do not exist yet.
+    /// None if the job initializes the weights, or if the files do not exist yet.
     pub(super) weights: Option<&'a WeightFiles>,
 }
 
@@ -57,11 +57,11 @@ pub(super) fn check(job: &spec::Job, files: &Files<'_>) -> Result<DecoderConfig,
     }
 }
 
-/// Checks the job's models that are local directories, before anything is uploaded. Those in a store are
+/// Checks the job's models that are local directories before anything is uploaded. Models in a store are
 /// checked there.
 ///
 /// # Errors
-/// A model that cannot be read, or that ranks cannot run.
+/// A model cannot be read, or ranks cannot run it.
 pub fn local_models(job: &spec::Job) -> Result<(), ResolveError> {
     let models = [(POLICY, Some(&job.policy.model)), (REWARD, job.reward.model.as_ref())];
     for (field, model) in models {
@@ -72,11 +72,11 @@ pub fn local_models(job: &spec::Job) -> Result<(), ResolveError> {
     Ok(())
 }
 
-/// Requirement that a local directory has weights.
+/// Whether a local directory must have weights.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Weights {
     Required,
-    /// Checked if they exist; nothing runs yet.
+    /// Weights are checked if they exist, because nothing runs yet.
     Optional,
 }
 
@@ -110,7 +110,7 @@ pub(super) fn local_model(
 /// The config.json of a local model directory.
 ///
 /// # Errors
-/// There is none, with a hint about what the directory contains; or it is not JSON.
+/// The file does not exist (the error hints at what the directory contains) or is not JSON.
 pub fn local_config(field: &'static str, path: &str) -> Result<Value, ResolveError> {
     let dir = Path::new(path);
     let unreadable = |path: &Path, what: String, absent| ResolveError::Unreadable {

@@ -8,7 +8,7 @@ use super::{Models, ResolveError};
 
 pub(super) struct Encoders {
     pub(super) policy: Encoder,
-    /// That of the reward model, if it is a directory of its own.
+    /// The reward model's encoder, if that model has its own directory.
     pub(super) own_reward: Option<Encoder>,
 }
 

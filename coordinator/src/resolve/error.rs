@@ -82,7 +82,7 @@ pub struct RemoteError {
     pub store: bool,
 }
 
-/// A fault, prefixed by its directory unless it already names it.
+/// The fault's message, prefixed by the directory unless it already names it.
 fn named(name: &str, fault: &ModelFilesError) -> String {
     let fault = fault.to_string();
     if fault.contains(name) { fault } else { format!("{name}: {fault}") }
@@ -111,7 +111,7 @@ impl ResolveError {
         }
     }
 
-    /// True if a local file does not exist, and nothing was wrong with those that do.
+    /// True if a local file does not exist and the existing ones had no errors.
     pub fn is_missing_file(&self) -> bool {
         matches!(self, Self::Unreadable { absent: true, .. })
     }

@@ -53,7 +53,7 @@ pub(super) struct Source {
     opened: Vec<Opened>,
 }
 
-/// The files of a source, with the names that the user gave them.
+/// The files of a source, with their user-given names.
 #[derive(Debug)]
 struct Opened {
     files: Vec<(String, Content)>,
@@ -85,7 +85,7 @@ impl Sources {
         })
     }
 
-    /// Opens local files instead.
+    /// Like [`Self::fetch`], but opens local files.
     pub(super) fn open(data: &spec::Data) -> Result<Self, ResolveError> {
         let open = |set: SourceSet, sources| Source::open(set.field(), sources);
         Ok(Self {
@@ -143,7 +143,8 @@ impl Source {
         Ok(Self { field, sources: sources.to_vec(), opened })
     }
 
-    /// All rows of the files, at most the allowed fraction of them bad. None if there are no files.
+    /// All rows of the files. Fails if the fraction of bad rows exceeds the allowed one. None if there are no
+    /// files.
     pub(super) fn parse<T: Wanted>(
         &self,
         max_bad_fraction: f64,

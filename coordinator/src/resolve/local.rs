@@ -1,4 +1,4 @@
-//! Resolves local inputs on the client's machine: what `foil inspect` shows before anything is submitted.
+//! Resolves local inputs on the client's machine, which `foil inspect` shows before anything is submitted.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,7 +15,7 @@ use super::compatibility::{self, POLICY, REWARD, Weights};
 use super::load::Sources;
 use super::{Models, ResolveError};
 
-/// A job's data sets as a submission would make them, and the encoders of its models.
+/// A job's data sets as a submission would build them, and the encoders of its models.
 pub struct LocalInputs {
     /// Data sets in the order of use, without empty ones.
     pub sets: Vec<LocalSet>,
@@ -24,7 +24,7 @@ pub struct LocalInputs {
     pub summaries: Vec<v1::DatasetSummary>,
     pub warnings: Vec<String>,
     pub policy: Encoder,
-    /// Encoder of the reward model, if that is a directory of its own.
+    /// Encoder of the reward model, if that model has its own directory.
     pub reward: Option<Encoder>,
     /// Weight files that exist, by field.
     pub weights: Vec<(&'static str, WeightFiles)>,
@@ -58,13 +58,13 @@ impl Rows {
 }
 
 impl LocalInputs {
-    /// Where the row of a data set was read; `None` for rows that came from no file.
+    /// Where the row of a data set was read; `None` for rows that do not come from a file.
     pub fn place(&self, set: &str, id: u64) -> Option<Place> {
         use SourceSet::{EvaluationPreferences, EvaluationPrompts, Golden, Preferences, Prompts, Sft};
         let origins: &[SourceSet] = match set {
             datasets::SFT => &[Sft],
             datasets::PREFERENCES => &[Preferences],
-            // Held out of the training set if it was not given.
+            // Held out of the training set unless it was given.
             datasets::EVALUATION_PREFERENCES => &[EvaluationPreferences, Preferences],
             datasets::GOLDEN | datasets::GOLDEN_HOLDOUT => &[Golden],
             datasets::PROMPTS => &[Prompts],
@@ -74,7 +74,7 @@ impl LocalInputs {
         origins.iter().find_map(|origin| self.places.get(origin.field())?.of(id))
     }
 
-    /// Descriptions of the data sets, as a plan needs them.
+    /// Descriptions of the data sets in the form that a plan needs.
     pub fn datasets(&self) -> Vec<v1::Dataset> {
         let described = |set: &LocalSet| v1::Dataset {
             name: set.name.to_owned(),
@@ -85,8 +85,8 @@ impl LocalInputs {
     }
 }
 
-/// Reads, checks and splits a job's local inputs, as submission does with uploaded ones. Weights are checked
-/// if they exist.
+/// Reads, checks and splits a job's local inputs the way a submission does with uploaded ones. Weights are
+/// checked if they exist.
 pub fn local(job: &spec::Job) -> Result<LocalInputs, ResolveError> {
     let files = |field, model: &ModelRef| match model {
         ModelRef::Path(path) => {
@@ -139,7 +139,8 @@ pub fn local(job: &spec::Job) -> Result<LocalInputs, ResolveError> {
     })
 }
 
-/// Fails if there is no tokenizer; a plan needs none, so this differs from one that cannot be read.
+/// Fails if there is no tokenizer. A plan needs none, so a missing tokenizer is reported differently from an
+/// unreadable one.
 fn require_tokenizer(field: &'static str, path: &str) -> Result<(), ResolveError> {
     let file = Path::new(path).join("tokenizer.json");
     match file.exists() {

@@ -1,7 +1,7 @@
-//! Resolution of a submission's inputs: parsed, checked, split and written once.
+//! Resolution of a submission's inputs: they are parsed, checked, split and written once.
 //!
-//! Ranks read nothing but the output of this module, and every row in it can be encoded by the models that
-//! will read it: problems with a job's inputs are reported at submission, not an hour into the job.
+//! Ranks read nothing but the output of this module, and the models that read a row can encode it. Problems
+//! with a job's inputs are therefore reported at submission, not an hour into the job.
 
 mod check;
 pub mod child;
@@ -41,10 +41,10 @@ pub use self::request::Request;
 pub use self::resolver::{ChildConfig, Resolver};
 use self::sets::Sets;
 
-/// Start of the end of a warning that quotes a row.
+/// Separator before the last part of a warning, which quotes a row.
 const EXAMPLE: &str = "; the first is ";
 
-/// A warning without the row that it quotes, for readers who may not have the data.
+/// A warning without the quoted row, for readers who may not see the data.
 pub fn without_example(warning: &str) -> &str {
     warning.split_once(EXAMPLE).map_or(warning, |(told, _)| told)
 }
@@ -73,11 +73,11 @@ struct Prepared {
     reward: Option<v1::Artifact>,
 }
 
-/// The artifacts of other jobs that a job's models refer to, by field; resolved by the leader, which knows
-/// the jobs.
+/// The artifacts of other jobs that a job's models refer to, by field. The leader resolves them, because it
+/// knows the jobs.
 pub type ModelArtifacts = BTreeMap<String, v1::Artifact>;
 
-/// Reads and checks a job's inputs without writing anything. Deterministic: the same job gives the same
+/// Reads and checks a job's inputs without writing anything. Deterministic: the same job yields the same
 /// bytes.
 async fn prepare(
     job_id: &str,
@@ -116,7 +116,7 @@ fn build(job: &spec::Job, sources: &Sources, models: &Models<'_>) -> Result<Sets
     Ok(sets)
 }
 
-/// Warnings about phases that end during the warmup of the learning rate.
+/// Warnings about phases that end during learning-rate warmup.
 fn warmup_warnings(job: &spec::Job, datasets: &[v1::Dataset]) -> Vec<String> {
     let first = spec::Job { rounds: 1, ..job.clone() };
     let phases = plan(&first, datasets).into_iter().filter_map(|phase| {

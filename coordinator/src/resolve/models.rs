@@ -18,7 +18,7 @@ use super::ResolveError;
 use super::compatibility::{self, Files, POLICY, REWARD};
 use super::load::{Uploads, fetch, stat};
 
-/// A model that ranks can load, as far as its small files show.
+/// A model that ranks can load, judging by its small files.
 pub(super) struct Checked {
     pub(super) artifact: v1::Artifact,
     /// Tokenizer and template files.
@@ -70,7 +70,7 @@ impl Directory {
     ) -> Result<Self, ResolveError> {
         let name = model.name();
         if let Some(artifact) = artifacts.get(field) {
-            // An adapter next to the model is left out: it is merged into the weights already.
+            // An adapter next to the model is excluded, because it has already been merged into the weights.
             let files = artifact.objects.iter().filter(|object| !object.path.contains('/'));
             return Ok(Self { field, name, objects: files.cloned().collect() });
         }
@@ -84,7 +84,7 @@ impl Directory {
                 .fault(format!("was uploaded with an unreadable list of files ({error})"), "submit it again")
         })?;
         for object in listing.objects {
-            // Clients upload files under the key of their content. What else a list names is nobody's upload.
+            // Clients upload files under the key of their content. Other keys in a list are not uploads.
             let is_upload = blake3::Hash::from_hex(&object.blake3).is_ok();
             if !is_upload || object.key != input_key(&object.blake3) {
                 let name = format!("{}/{}", directory.name, object.path);
@@ -103,7 +103,7 @@ impl Directory {
         self.objects.iter().find(|object| object.path == path)
     }
 
-    /// Reads the small files, and the headers of the weights if they are needed.
+    /// Reads the small files and, if needed, the headers of the weights.
     async fn checked(
         self,
         job: &spec::Job,

@@ -1,4 +1,4 @@
-//! Prompts shared by two of a job's data sets, and their effect on the metrics.
+//! Prompts shared between a job's data sets, and their effect on the metrics.
 
 use std::collections::HashSet;
 
@@ -11,7 +11,7 @@ use foil_common::spec::{self, Deduplication};
 use super::sets::Sets;
 
 impl Sets {
-    /// Warns about data sets that share prompts, and so about metrics measured on training prompts.
+    /// Warns about data sets that share prompts, and thus about metrics measured on training prompts.
     pub(super) fn report_overlaps(&mut self, job: &spec::Job) {
         if job.data.generator.is_some() {
             let note =
@@ -64,7 +64,7 @@ fn all(sets: &Sets) -> Vec<Prompts> {
     texts(sets).into_iter().map(|(prompts, _)| prompts).collect()
 }
 
-/// The same, with the prompt of each row.
+/// All data sets, with the prompt of each row.
 fn texts(sets: &Sets) -> Vec<(Prompts, Vec<&Prompt>)> {
     use Role::{MeasuresPolicy, MeasuresReward, TrainsPolicy, TrainsReward};
     fn of<'a, T: Row>(name: &'static str, role: Role, rows: &'a [T]) -> (Prompts, Vec<&'a Prompt>) {
@@ -87,7 +87,7 @@ fn texts(sets: &Sets) -> Vec<(Prompts, Vec<&Prompt>)> {
     ]
 }
 
-/// A warning for each two sets that share prompts.
+/// One warning for each pair of sets that share prompts.
 pub(super) fn pair_warnings(sets: &Sets) -> Vec<String> {
     let all = all(sets);
     let pairs = all
@@ -107,7 +107,7 @@ pub(super) fn pair_warnings(sets: &Sets) -> Vec<String> {
     pairs.filter_map(warning).collect()
 }
 
-/// A warning for each evaluation set with prompts that are nearly those of a training set whose model it
+/// One warning for each evaluation set whose prompts nearly match prompts of a training set whose model it
 /// measures.
 pub(super) fn near_warnings(sets: &Sets, wanted: Deduplication) -> Vec<String> {
     let threshold = if wanted.threshold > 0.0 { wanted.threshold } else { Deduplication::OVERLAP };
@@ -146,8 +146,8 @@ pub(super) fn near_warnings(sets: &Sets, wanted: Deduplication) -> Vec<String> {
     warnings
 }
 
-/// Counts for a generator whose sets share prompts by construction: prompts of each evaluation set that are
-/// in a training set, if any are.
+/// For a generator, whose sets share prompts by construction: counts the prompts of each evaluation set that
+/// are also in a training set, if there are any.
 pub(super) fn evaluation_overlap(sets: &Sets) -> Option<String> {
     let (measured, training): (Vec<Prompts>, Vec<Prompts>) =
         all(sets).into_iter().partition(Prompts::is_measured);

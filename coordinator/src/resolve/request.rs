@@ -39,7 +39,7 @@ impl Request {
         Self { job_id: job_id.to_owned(), spec: job.into(), models, write, tenant: Tenant::default() }
     }
 
-    /// The same request of a job of this tenant.
+    /// The same request for a job of this tenant.
     pub fn of_tenant(self, tenant: &Tenant) -> Self {
         Self { tenant: tenant.clone(), ..self }
     }

@@ -1,9 +1,9 @@
-//! Reads inputs outside the coordinator's process, a few jobs at a time.
+//! Reads inputs outside the coordinator's process, for a few jobs at a time.
 //!
-//! A user's files determine how much work and memory it takes to read them: archives that unpack to a
-//! thousand times their size, templates that loop, tokenizers that crash. The coordinator therefore reads
-//! none of them itself. It starts a child process with limits on memory and time, which ends with its caller,
-//! at its deadline, or with the coordinator.
+//! A user's files determine how much work and memory reading them takes: archives that unpack to a thousand
+//! times their size, templates that loop, tokenizers that crash. The coordinator therefore reads none of them
+//! itself. It starts a child process with limits on memory and time, which ends with its caller, at its
+//! deadline, or with the coordinator.
 
 use std::io;
 use std::process::{ExitStatus, Stdio};
@@ -22,11 +22,11 @@ use crate::trackers::SECRET_VARIABLES;
 
 /// Maximum number of jobs whose inputs are read concurrently.
 const MAX_RUNNING: usize = 2;
-/// Maximum number of jobs that wait.
+/// Maximum number of waiting jobs.
 const MAX_WAITING: usize = 16;
 /// Size limit of a response, which holds counts and warnings but no rows.
 const MAX_RESPONSE_BYTES: u64 = 16 << 20;
-/// Size of the kept tail of a child's standard error.
+/// Size of the retained tail of a child's standard error.
 const MAX_STDERR_BYTES: u64 = 16 << 10;
 
 /// Reads jobs' inputs.
@@ -45,7 +45,7 @@ enum Backend {
     Child(Arc<Children>),
 }
 
-/// Child processes, of which one is started ahead of its request.
+/// Child processes, one of which is started ahead of its request.
 #[derive(Debug)]
 struct Children {
     config: ChildConfig,
@@ -57,7 +57,7 @@ struct Children {
 pub struct ChildConfig {
     /// The `foil` program.
     pub program: std::path::PathBuf,
-    /// The store's location, as [`Store::open`] takes it.
+    /// The store's location, as accepted by [`Store::open`].
     pub store: String,
     /// Bytes of address space.
     pub memory: u64,
@@ -112,15 +112,15 @@ impl Children {
 
     fn take(&self) -> io::Result<Child> {
         let spare = self.spare().take();
-        // It may have ended meanwhile, for example because memory ran out.
+        // The child may have ended in the meantime, for example because memory ran out.
         match spare.and_then(|mut child| matches!(child.try_wait(), Ok(None)).then_some(child)) {
             Some(child) => Ok(child),
             None => self.config.start(),
         }
     }
 
-    /// Starts a child for the next request, which then need not wait for it. Without one, the request starts
-    /// its own and reports why that fails.
+    /// Starts a child ahead of the next request, which then need not wait for it. If that fails, the request
+    /// starts its own child and reports the error.
     fn prepare(&self) {
         let mut spare = self.spare();
         if spare.is_none() {
@@ -129,7 +129,7 @@ impl Children {
     }
 
     fn spare(&self) -> MutexGuard<'_, Option<Child>> {
-        // Each change is complete in itself.
+        // Each change is complete in itself, so a panic elsewhere leaves no inconsistent state.
         self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -148,7 +148,7 @@ impl ChildConfig {
     fn start(&self) -> io::Result<Child> {
         let limits = Limits { memory: self.memory, cpu: cpu_limit(self.deadline) };
         let mut command = Command::new(&self.program);
-        // It reads what users have made, and needs no secret of a tracker.
+        // The child reads user-provided files and does not need the trackers' secrets.
         for variable in SECRET_VARIABLES {
             command.env_remove(variable);
         }
@@ -177,8 +177,8 @@ impl ChildConfig {
     }
 }
 
-/// Sends the request and waits for the response. Closing the child's standard input would tell it that
-/// nobody waits any more, so it stays open until then.
+/// Sends the request and waits for the response. The child's standard input stays open until then, because
+/// closing it tells the child that its caller has stopped waiting.
 async fn exchange(mut child: Child, request: &Request) -> Result<Response, ChildError> {
     let mut line = serde_json::to_vec(request).map_err(|error| ChildError::Start(error.into()))?;
     line.push(b'\n');
@@ -208,12 +208,13 @@ enum ChildError {
     Ended { status: ExitStatus, stderr: String },
 }
 
-/// CPU time limit: all cores busy until the deadline. Stops a child whose parent is suspended.
+/// CPU time limit that corresponds to all cores being busy until the deadline. It stops a child whose parent
+/// is suspended.
 fn cpu_limit(deadline: Duration) -> Duration {
     deadline * u32::try_from(std::thread::available_parallelism().map_or(1, usize::from)).unwrap_or(1)
 }
 
-/// Reads to the end and keeps only the tail.
+/// Reads to the end, keeping only the tail.
 async fn tail(mut stream: impl tokio::io::AsyncRead + Unpin, kept: &mut Vec<u8>) -> io::Result<()> {
     let mut buffer = [0; 4096];
     loop {
@@ -259,8 +260,8 @@ printf '{\"Failed\":{\"field\":null,\"message\":\"%s\",\"transient\":false,\"sto
     async fn a_request_goes_to_the_child_started_before_it_if_that_still_runs() {
         let directory = tempfile::tempdir().unwrap();
         let program = directory.path().join("child");
-        // Written by another process: a file that is open for writing here, also in a child of another test,
-        // cannot run.
+        // Written by another process: a file that is open for writing here, or in a child of another test,
+        // cannot be executed.
         let write = "printf %s \"$1\" > \"$2\" && chmod 700 \"$2\"";
         let written =
             std::process::Command::new("sh").args(["-c", write, "sh", CHILD]).arg(&program).status();

@@ -1,5 +1,5 @@
-//! The rows that a set has of its sources: those that are no near-duplicates, that pass the filters, and that
-//! limits and weights leave.
+//! Selects the rows of a set from its sources: rows that are not near-duplicates, that pass the filters, and
+//! that remain after limits and weights.
 
 use std::collections::HashSet;
 
@@ -23,13 +23,13 @@ pub(super) struct Selection<'a> {
     /// The set's entry in `data.limits`.
     pub(super) limit: Option<usize>,
     pub(super) near: Option<NearDuplicates>,
-    /// The encoder of the model that reads the set, if lengths in tokens are asked for.
+    /// The encoder of the model that reads the set, if filters count tokens.
     pub(super) encoder: Option<&'a Encoder>,
 }
 
 impl Selection<'_> {
-    /// The rows that are kept, in order. `places` says which source each is of, and `counts` has an entry for
-    /// each source.
+    /// The selected rows, in order. `places` maps each row to its source, and `counts` has one entry per
+    /// source.
     pub(super) fn select<T: Row + Sync>(
         &self,
         mut rows: Vec<T>,
@@ -63,7 +63,7 @@ impl Selection<'_> {
         rows
     }
 
-    /// At most so many rows of each source, the first ones in the set's seeded order.
+    /// At most the given number of rows from each source, taken first in the set's seeded order.
     fn draw<T: Row>(
         &self,
         rows: Vec<T>,
@@ -84,7 +84,7 @@ impl Selection<'_> {
         retain(rows, reasons, places, counts)
     }
 
-    /// The filter that a row does not pass.
+    /// The filter that the row fails, if any.
     fn fault<T: Row>(&self, filter: RowFilter, row: &T) -> Option<&'static str> {
         let outside = |bounds: Bounds, length: usize, names: [&'static str; 2]| {
             bounds.violated(length).map(|end| names[usize::from(end == "max")])
@@ -101,7 +101,7 @@ impl Selection<'_> {
             }
         }
         let encoder = self.encoder.filter(|_| filter.needs_tokens())?;
-        // A row that cannot be encoded is a bad row, which is found and named later.
+        // A row that cannot be encoded is a bad row, which is found and reported later.
         let prompt = encoder.prompt(row.prompt(), usize::MAX).ok()?.ids.len();
         if let Some(fault) = outside(filter.prompt_tokens, prompt, ["min_prompt_tokens", "max_prompt_tokens"])
         {
@@ -119,7 +119,7 @@ impl Selection<'_> {
     }
 }
 
-/// The rows without a reason to leave them out; the others are counted by source.
+/// The rows without a reason to drop them; dropped rows are counted by source.
 pub(super) fn retain<T: Row>(
     rows: Vec<T>,
     reasons: Vec<Option<&'static str>>,

@@ -19,10 +19,10 @@ use super::select::Selection;
 use super::source_counts::{LIMIT, SourceCount};
 use super::{EXAMPLE, Models, ResolveError};
 
-/// Number of parts of benchmarks that accuracy is measured on.
+/// Maximum number of benchmark subsets for which accuracy is measured.
 const MAX_GROUPS: usize = 128;
 
-/// Number of bad rows examples of each set.
+/// Number of example bad rows shown per set.
 const SHOWN_BAD: usize = 5;
 
 /// Fraction of a training set held out if a job gives no evaluation set.
@@ -77,7 +77,7 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    /// Charges the memory that finding near-duplicates takes.
+    /// Charges the memory needed to find near-duplicates.
     fn charge_near<T: Row>(&mut self, field: &'static str, parsed: &Parsed<T>) -> Result<(), ResolveError> {
         let Some((near, last)) = self.near.zip(parsed.rows.last()) else { return Ok(()) };
         if self.budget.charge_bytes(near.bytes_per_row() * parsed.rows.len() as u64) {
@@ -145,7 +145,7 @@ impl Sets {
         self.evaluation_prompts = generated.evaluation_prompts;
     }
 
-    /// Reads a set, if there are files for it, and limits it in any case.
+    /// Reads a set if there are files for it, and applies its limit in either case.
     fn read<T: parse::Wanted + Sync>(
         &mut self,
         wanted: Wanted<'_>,
@@ -194,7 +194,7 @@ impl Sets {
         Ok(())
     }
 
-    /// Leaves groups to the pairs that accuracy is measured on, if they are not too many for metrics.
+    /// Keeps groups only on the pairs that accuracy is measured on, unless they are too many for metrics.
     fn bound_groups(&mut self) {
         self.preferences.iter_mut().for_each(|pair| pair.groups.clear());
         let pairs = &mut self.evaluation_preferences;
@@ -223,7 +223,7 @@ impl Sets {
         }
     }
 
-    /// Counts a set's bad rows, keeps the first ones to show, and adds a warning.
+    /// Counts a set's bad rows, keeps the first ones as examples, and adds a warning.
     pub(super) fn record_bad_rows(&mut self, name: &str, bad: u64, examples: &[String]) {
         if bad == 0 {
             return;
@@ -252,7 +252,7 @@ impl Sets {
     }
 
     /// Splits off evaluation sets that were not given, and the golden prompts for "fresh" accuracy. All rows
-    /// of one prompt stay on one side.
+    /// of a prompt stay on the same side.
     fn hold_out(&mut self, data: &spec::Data, seed: u64) {
         if data.evaluation.preferences.is_empty() {
             split(
@@ -314,7 +314,7 @@ impl Sets {
         match needs.into_iter().find(|(needed, _, set, _)| *needed && rows(set) == 0) {
             None => Ok(()),
             Some((_, field, set, advice)) => {
-                // The field whose rows the set has: its own, or that of the set it was held out of.
+                // The field that the set's rows come from: its own, or that of the set it was held out of.
                 let (origin, advice) = match (field, self.sources.contains_key(field)) {
                     ("data.evaluation.preferences", false) => ("data.preferences", advice),
                     ("data.evaluation.prompts", false) => ("data.prompts", advice),
@@ -335,7 +335,7 @@ impl Sets {
         }
     }
 
-    /// The filters of a field that left rows out.
+    /// The filters of a field that dropped rows.
     fn filters(&self, field: &str) -> Vec<String> {
         let counts = self.sources.get(field).into_iter().flatten().enumerate();
         let filtered = counts.filter(|(_, count)| count.is_filtered());

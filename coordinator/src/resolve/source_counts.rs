@@ -1,4 +1,4 @@
-//! How many rows of a job's sets come from each source, and what was left out of it.
+//! How many rows of a job's sets come from each source, and how many were dropped.
 
 use foil_common::data::parse::ReadSource;
 use foil_common::data::rows::Row;
@@ -9,13 +9,13 @@ use foil_proto::v1;
 
 use super::sets::Sets;
 
-/// Reasons for which rows are left out, in summaries.
+/// Reasons for dropping rows, as shown in summaries.
 pub(super) const NEAR_DUPLICATE: &str = "near_duplicate";
 pub(super) const LIMIT: &str = "limit";
 pub(super) const WEIGHT: &str = "weight";
 pub(super) const UNENCODABLE: &str = "unencodable";
 pub(super) const EQUAL_TOKENS: &str = "equal_tokens";
-/// Those that a set was asked for.
+/// The reasons that follow from the job's own settings.
 const ASKED: [&str; 11] = [
     NEAR_DUPLICATE,
     "min_prompt_tokens",
@@ -30,7 +30,7 @@ const ASKED: [&str; 11] = [
     WEIGHT,
 ];
 
-/// A source of a set and what was left out of it.
+/// A source of a set, with its dropped rows by reason.
 #[derive(Debug, Clone, Default)]
 pub(super) struct SourceCount {
     pub(super) name: String,
@@ -75,12 +75,12 @@ impl SourceCount {
         self.dropped.iter().map(row).collect()
     }
 
-    /// Whether a filter of lengths left rows out.
+    /// Whether a length filter dropped rows.
     pub(super) fn is_filtered(&self) -> bool {
         self.dropped.iter().any(|(reason, _)| reason.starts_with("min_") || reason.starts_with("max_"))
     }
 
-    /// A sentence on the rows that were left out because the job asks for it.
+    /// A sentence about the rows that were dropped because the job's settings ask for it.
     pub(super) fn warning(&self) -> Option<String> {
         let asked: Vec<_> = self.dropped.iter().filter(|(reason, _)| ASKED.contains(reason)).collect();
         let total: u64 = asked.iter().map(|(_, rows)| rows).sum();
@@ -94,7 +94,7 @@ impl SourceCount {
 }
 
 impl Sets {
-    /// Counts rows of a field, by id, that were left out after they were read.
+    /// Counts rows of a field, by id, that were dropped after reading.
     pub(super) fn count_lost(&mut self, field: &str, lost: &[(u64, &'static str)]) {
         let (Some(places), Some(counts)) = (self.places.get(field), self.sources.get_mut(field)) else {
             return;
@@ -106,7 +106,7 @@ impl Sets {
         }
     }
 
-    /// Fills in how many rows of each set come from each source.
+    /// Records how many rows of each set come from each source.
     pub(super) fn summarize_sources(&mut self) {
         let sets = [
             (datasets::SFT, ids(&self.sft), SourceSet::Sft, None),

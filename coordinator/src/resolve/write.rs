@@ -9,7 +9,7 @@ use futures::future::try_join_all;
 use super::ResolveError;
 use super::sets::Sets;
 
-/// Size up to which sets are written concurrently; of larger ones one is in memory at a time.
+/// Size up to which sets are written concurrently; larger ones are held in memory one at a time.
 const SMALL_BYTES: usize = 1 << 20;
 
 /// Key of a job's data set.

@@ -1,4 +1,4 @@
-//! The Access service: who the caller is.
+//! The Access service: reports the caller's identity.
 
 use foil_proto::v1::{self, access_server::Access};
 use tonic::{Request, Response, Status};

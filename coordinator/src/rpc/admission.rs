@@ -1,4 +1,4 @@
-//! Checks of what workers say about themselves, before it is used: names become parts of logs, metrics and
+//! Checks of what workers report about themselves, before it is used: names become parts of logs, metrics and
 //! paths.
 
 use foil_common::version;
@@ -8,8 +8,8 @@ use tonic::Status;
 use super::limits::{check_name, check_registration};
 use super::status::{bad_field, skewed};
 
-/// Rejects an agent whose registration is malformed, or whose version differs from this coordinator's unless
-/// that is allowed.
+/// Rejects an agent whose registration is malformed, or whose version differs from this coordinator's
+/// although that is not allowed.
 pub(super) fn check_agent(hello: &v1::AgentRegister, allow_skew: bool) -> Result<(), Status> {
     check_registration(hello)?;
     let name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:@".contains(&byte);

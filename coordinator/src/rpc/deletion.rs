@@ -1,4 +1,4 @@
-//! Statuses of deletions, pins and what they prevent.
+//! Statuses of deletions and pins, and of the operations that they prevent.
 
 use std::collections::HashMap;
 
@@ -43,7 +43,7 @@ pub(super) fn not_pinned(id: &str, error: &PinError) -> Status {
     }
 }
 
-/// Status for a submission that was valid when it began.
+/// Status for a submission that was valid when it began but is not any more.
 pub(super) fn refused(request_id: &str, refusal: &Refusal) -> Status {
     match refusal {
         Refusal::RequestOfDeleted { job } => {

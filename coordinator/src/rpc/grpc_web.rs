@@ -1,8 +1,8 @@
-//! gRPC-Web, which browsers speak, as a translation around all services: behind it a call is a gRPC call like
-//! any other, and passes the same gates.
+//! gRPC-Web, the protocol of browsers, as a translation layer around all services: behind it, a call is an
+//! ordinary gRPC call and passes the same checks.
 //!
-//! Only pages of the coordinator's own origin may call. A browser tells the origin of a page with every POST;
-//! other clients tell none.
+//! Only pages of the coordinator's own origin may call. Browsers send the origin of a page with every POST;
+//! other clients send none.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -20,19 +20,19 @@ use tonic::codegen::Service;
 use tonic_web::GrpcWebLayer;
 use tower_layer::Layer;
 
-/// The encoding that is spoken, without the base64 that browsers needed before they could read streams.
+/// The supported encodings, without the base64 that browsers needed before they could read streams.
 const GRPC_WEB: [&str; 2] = ["application/grpc-web", "application/grpc-web+proto"];
 const GRPC_WEB_PREFIX: &str = "application/grpc-web";
 
-/// Names that nobody can have in the public DNS, and so cannot point at this machine to let a page of theirs
-/// pass for one of the coordinator.
+/// Names that cannot be registered in the public DNS. An attacker therefore cannot point one at this machine
+/// to make its page pass for one of the coordinator's.
 const PRIVATE_DOMAINS: [&str; 7] =
     ["localhost", "local", "internal", "lan", "home.arpa", "test", "cluster.local"];
 
-/// Tells requests of the coordinator's own pages from those of other sites.
+/// Distinguishes requests of the coordinator's own pages from those of other sites.
 #[derive(Debug, Clone)]
 pub(super) struct Origins {
-    /// Whether callers prove who they are. Otherwise a page that reaches the port is an admin.
+    /// Whether callers must authenticate. If not, any page that reaches the port is an admin.
     authenticates: bool,
     /// The host of the coordinator's own URL, if it has one.
     own_host: Option<Arc<str>>,
@@ -64,7 +64,7 @@ impl Origins {
         ))
     }
 
-    /// Whether the host is one that no stranger can point at this machine.
+    /// Whether an outsider cannot point the host at this machine.
     fn is_own(&self, authority: &str) -> bool {
         let host = host_of(authority);
         let name = host.trim_end_matches('.').to_ascii_lowercase();
@@ -81,13 +81,13 @@ fn default_port(scheme: &str) -> &'static str {
 
 fn host_of(authority: &str) -> &str {
     match authority.rsplit_once(':') {
-        // A colon inside the brackets of an IPv6 address does not begin a port.
+        // A colon inside the brackets of an IPv6 address does not start a port.
         Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
         _ => authority,
     }
 }
 
-/// Equality of host and port, of which one may leave out the usual port.
+/// Compares host and port; either may omit the default port.
 fn same_host(origin: &str, own: &str, usual: &str) -> bool {
     let port = |authority: &str| {
         let host = host_of(authority);
@@ -97,7 +97,7 @@ fn same_host(origin: &str, own: &str, usual: &str) -> bool {
     host_of(origin).eq_ignore_ascii_case(host_of(own)) && port(origin) == port(own)
 }
 
-/// Translates calls of gRPC-Web, and refuses those of other sites' pages.
+/// Translates gRPC-Web calls, and refuses those of other sites' pages.
 pub(super) async fn grpc_web(State(origins): State<Origins>, request: Request, next: Next) -> Response {
     if let Some(why) = origins.refusal(request.uri(), request.headers()) {
         metrics::counter!("foil_calls_refused_total", "reason" => "foreign_origin").increment(1);
@@ -115,7 +115,7 @@ pub(super) async fn grpc_web(State(origins): State<Origins>, request: Request, n
     translated.map_or_else(|never| match never {}, |response| response.map(Body::new))
 }
 
-/// The services behind the translation.
+/// The services behind the translation layer.
 #[derive(Clone)]
 struct Inner(Next);
 

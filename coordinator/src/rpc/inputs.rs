@@ -29,14 +29,14 @@ impl Inputs {
         Self { store, in_use }
     }
 
-    /// Holds what the specification names, and what will be written for the job.
+    /// Holds the inputs that the specification names and the objects that will be written for the job.
     pub(super) fn hold(&self, job_id: &str, job: &spec::Job, tenant: &Tenant) -> Result<Hold, Status> {
         let inputs = named_inputs(job).map(|blake3| stored_key(tenant, blake3));
         self.hold_keys(inputs.chain([job_prefix(job_id)]))
     }
 
-    /// Holds the files of the start models, which only the resolver has found out, and checks that none of
-    /// them was collected before.
+    /// Holds the files of the start models, which are known only after the resolver has run, and checks that
+    /// none of them has been collected.
     pub(super) async fn hold_files(&self, resolved: &Resolved) -> Result<Hold, Status> {
         let reward = resolved.reward.as_ref().map(|model| ("spec.reward.model", model));
         let models = [Some(("spec.policy.model", &resolved.policy)), reward];

@@ -60,13 +60,13 @@ impl JobsService {
         Self { leadership, resolver, inputs: Inputs::new(store, in_use), logs, clock, trackers }
     }
 
-    /// With the experiment trackers that jobs may name.
+    /// Sets the experiment trackers that jobs may name.
     #[must_use]
     pub fn with_trackers(self, trackers: trackers::Config) -> Self {
         Self { trackers, ..self }
     }
 
-    /// A page of a part of a job.
+    /// A page of one part of a job.
     async fn part<T: Send + 'static>(
         &self,
         request: Request<v1::ListPartsRequest>,
@@ -117,7 +117,7 @@ impl JobsService {
         submission: Submission,
     ) -> Result<v1::SubmitResponse, Status> {
         let Submission { request_id, spec_hash, traceparent, received_at } = submission;
-        // Before the inputs are read; the driver checks again.
+        // Checked before the inputs are read; the driver checks again.
         self.driver(caller)?.check_submission().await.map_err(not_submitted)?;
         let id = new_id();
         // Until the job is in the log, nothing else keeps its inputs from being collected as garbage.
@@ -141,7 +141,7 @@ impl JobsService {
             received_at,
             warnings: bounded_warnings(resolved.warnings),
         };
-        // Reading the inputs takes a while, after which another coordinator may lead.
+        // Reading the inputs takes a while, so another coordinator may lead by then.
         let driver = self.driver(caller)?;
         let shortage = device_warning(&driver, job).await?;
         let found = driver.submit(id, submitted).await.map_err(|error| match error {
@@ -316,7 +316,7 @@ async fn device_warning(driver: &UserHandle, job: &spec::Job) -> Result<Option<S
     Ok(device_shortage(job.resources.ranks, kind, connected))
 }
 
-/// Page token; empty if nothing follows.
+/// Page token; empty if no page follows.
 fn token(next: Option<Cursor>) -> String {
     next.map(|cursor| cursor.to_string()).unwrap_or_default()
 }
@@ -326,7 +326,7 @@ fn new_id() -> String {
     ulid::Ulid::new().to_string().to_lowercase()
 }
 
-/// Start of the warning that a job waits for workers.
+/// Prefix of the warning that a job waits for workers.
 const DEVICE_WARNING_PREFIX: &str = "resources.ranks: ";
 
 /// Warning that the connected workers have fewer devices than the job has ranks.
@@ -349,8 +349,8 @@ fn wire_plan(phases: &[plan::Phase], datasets: Vec<v1::DatasetSummary>) -> v1::P
     v1::Plan { phases: phases.iter().map(Into::into).collect(), datasets }
 }
 
-/// The response for the job of a request id, if it has the same specification: its own warnings, also for
-/// who asks again because an answer was lost, and one about devices.
+/// The response for the job of a request id, if it has the same specification: with its original warnings,
+/// even for a caller that retries because a response was lost, and one about devices.
 fn existing(
     found: Found,
     request_id: &str,
@@ -384,7 +384,7 @@ mod tests {
             (response.warnings, response.job.unwrap().warnings)
         };
         assert_eq!(told(None), (vec![kept.clone()], vec![kept.clone()]));
-        // A shortage of devices at submission is no property of the job.
+        // A shortage of devices at submission is not a property of the job.
         let shortage = "resources.ranks: the job wants 8";
         assert_eq!(told(Some(shortage)), (vec![kept.clone(), shortage.to_owned()], vec![kept.clone()]));
         assert!(existing(found(), "r", "other", None).is_err());

@@ -1,4 +1,4 @@
-//! Size limits of input, so that whatever is accepted also fits into messages, log lines and lists.
+//! Size limits of input, so that everything accepted also fits into messages, log lines and lists.
 
 use foil_common::plural::counted;
 use foil_proto::v1::{self, rank_message};
@@ -11,20 +11,20 @@ use super::status::{bad_field, cut};
 pub(super) const MAX_SPEC_BYTES: usize = 512 << 10;
 /// Maximum number of warnings of a submission.
 const MAX_WARNINGS: usize = 100;
-/// Size limit of a text that is passed on: a message, an advice, a log line.
+/// Size limit of forwarded text: a message, advice or a log line.
 const MAX_TEXT_BYTES: usize = 2048;
 /// Maximum number of lines in a log tail.
 const MAX_LOG_LINES: usize = 50;
-/// Maximum number of rows that a failure names.
+/// Maximum number of rows listed in a failure.
 const MAX_ROWS: usize = 1024;
 /// Maximum number of metrics in a report.
 const MAX_METRICS: usize = 256;
-/// Size limit of names: of agents, hosts, devices, metrics.
+/// Size limit of names of agents, hosts, devices and metrics.
 const MAX_NAME_BYTES: usize = 128;
-/// Maximum number of devices of an agent, and of rank processes that it reports as running.
+/// Maximum number of devices per agent, and of rank processes that it reports as running.
 const MAX_DEVICES: usize = 256;
 
-/// Rejects a specification that is too large for the messages that contain it.
+/// Rejects a specification that is too large for the messages that include it.
 pub(super) fn check_spec(spec: &v1::JobSpec) -> Result<(), Status> {
     let bytes = spec.encoded_len();
     if bytes <= MAX_SPEC_BYTES {
@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn texts_are_truncated_between_characters() {
-        // The fifth byte is within the ö.
+        // The fifth byte is inside the ö.
         let mut text = "abcdöf and so on".to_owned();
         cut(&mut text, 8);
         assert_eq!(text, "abcd…");

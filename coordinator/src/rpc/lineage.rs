@@ -1,7 +1,7 @@
 //! Jobs that start from other jobs' models.
 //!
-//! Nothing is copied. Until the job that starts from an artifact has ended, the artifact's job cannot be
-//! deleted; after that, the objects that it has inherited stay in the store for as long as it exists.
+//! Nothing is copied. While a job that starts from an artifact has not ended, the artifact's job cannot be
+//! deleted; after that, the inherited objects stay in the store for as long as the inheriting job exists.
 
 use foil_common::spec::{self, ModelRef};
 use tonic::Status;
@@ -12,8 +12,8 @@ use crate::job::find_committed;
 use crate::resolve::ModelArtifacts;
 use crate::tenant::Tenant;
 
-/// Resolves each model that another job has made, and replaces its reference in the specification by that
-/// job's id and the artifact's own name, so that it keeps its meaning after the submission.
+/// Resolves each model that another job produced, and replaces the reference in the specification with that
+/// job's id and the artifact's full name, so that it keeps its meaning after submission.
 pub(super) async fn resolve_models(
     job: &mut spec::Job,
     driver: &UserHandle,
@@ -31,10 +31,10 @@ pub(super) async fn resolve_models(
             from.ok_or_else(|| wrong(&format!("there is no job {job}; `foil list` shows those there are")))?;
         let asked = artifact.clone();
         let found = driver.inspect(&from, move |state| find_committed(state, &asked).cloned()).await;
-        // It may have been deleted since.
+        // The job may have been deleted in between.
         let found =
             found.map_err(stopped)?.ok_or_else(|| no_job(&from))?.map_err(|problem| wrong(&problem))?;
-        // A reward model may start from a policy, which is a language model.
+        // A reward model may start from a policy, because that is a language model.
         let fits = found.kind == "policy" || (found.kind == "reward" && field == "reward.model");
         if !fits {
             let problem =
@@ -47,7 +47,7 @@ pub(super) async fn resolve_models(
     Ok(artifacts)
 }
 
-/// Id of the job with this id, otherwise of the tenant's newest job with this name.
+/// Id of the job with this id, or else of the tenant's newest job with this name.
 async fn find_job(driver: &UserHandle, job: &str, tenant: &Tenant) -> Result<Option<String>, Status> {
     if driver.inspect(job, |_| ()).await.map_err(stopped)?.is_some() {
         return Ok(Some(job.to_owned()));

@@ -11,23 +11,23 @@ use crate::driver::Query;
 const DEFAULT_PAGE_SIZE: u32 = 50;
 const MAX_PAGE_SIZE: u32 = 1000;
 
-/// The number of items of a page, if a request wants so many; 0 is the default.
+/// The number of items on a page, given the number requested; 0 means the default.
 pub(super) fn page_size(wanted: u32, default: u32, max: u32) -> usize {
     (if wanted == 0 { default } else { wanted.min(max) }) as usize
 }
 
-/// Hash of all that selects jobs in a request: a page token is valid with the same filters only.
+/// Hash of all selection criteria of a request: a page token is valid only with the same filters.
 pub(super) fn filters(request: &v1::ListJobsRequest) -> String {
     let filters = v1::ListJobsRequest { page_size: 0, page_token: String::new(), ..request.clone() };
     blake3::hash(&filters.encode_to_vec()).to_hex()[..16].to_owned()
 }
 
-/// The token of the page that follows the job with this id.
+/// The token of the page after the job with this id.
 pub(super) fn token(after: &str, filters: &str) -> String {
     format!("{after}.{filters}")
 }
 
-/// The query that a request asks for, without tenant and owner.
+/// The query for a request, without tenant and owner.
 pub(super) fn query(request: v1::ListJobsRequest) -> Result<Query, Status> {
     let filters = filters(&request);
     let states = request.states().collect::<Vec<_>>();

@@ -5,8 +5,8 @@ use axum::body::{Body, HttpBody};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 
-/// Applies a function to every frame of a body; it must keep the size of data. Unlike `http_body_util`'s
-/// `map_frame` the result has the size hint of the body, and so its `Content-Length`.
+/// Applies a function to every frame of a body; it must preserve the size of data. Unlike `http_body_util`'s
+/// `map_frame`, the result has the body's size hint, and thus its `Content-Length`.
 pub(super) fn map_frames<F>(body: Body, map: F) -> Body
 where
     F: FnMut(Frame<Bytes>) -> Frame<Bytes> + Send + Unpin + 'static,

@@ -1,4 +1,5 @@
-//! Middleware that normalizes statuses for every client: bounded length, and the standard gRPC code.
+//! Middleware that normalizes statuses for every client: messages of limited length, and the standard gRPC
+//! code.
 
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue};
@@ -18,9 +19,9 @@ const STATUS: &str = "grpc-status";
 const MESSAGE: &str = "grpc-message";
 const DETAILS: &str = "grpc-status-details-bin";
 
-/// Start of tonic's OUT_OF_RANGE error for a message that is too large.
+/// Prefix of tonic's OUT_OF_RANGE error for a message that is too large.
 const TOO_LARGE: &str = "Error, decoded message length too large";
-/// Starts of tonic's INTERNAL errors for bytes that are not a message.
+/// Prefixes of tonic's INTERNAL errors for bytes that are not a message.
 const MALFORMED: [&str; 4] = [
     "failed to decode Protobuf message",
     "protocol error: received message with invalid compression flag",
@@ -67,7 +68,7 @@ fn standard_code(code: Code, message: &str) -> Option<Code> {
     }
 }
 
-/// The start of a message, decoded as far as is needed to recognize it.
+/// The start of a message, decoded as far as needed to recognize it.
 fn decoded_start(message: &str) -> String {
     message.chars().take(256).collect::<String>().replace("%20", " ").replace("%2C", ",").replace("%3A", ":")
 }

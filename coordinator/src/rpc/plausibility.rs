@@ -1,5 +1,5 @@
-//! Plausibility checks of the metric sums that a rank reports for a chunk. Only recomputing could prove them,
-//! but sums over real rows obey certain inequalities, and reports that break them are false.
+//! Plausibility checks of the metric sums that a rank reports for a chunk. Only recomputation could prove the
+//! sums, but sums over real rows obey certain inequalities, and reports that violate them are false.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ const SLACK: f64 = 1e-6;
 /// Checks the metric sums of a chunk.
 ///
 /// # Errors
-/// The rule that one of them breaks, in words.
+/// The rule that one of the sums violates, in words.
 pub(super) fn check(result: &v1::ChunkResult) -> Result<(), String> {
     let mut names = BTreeSet::new();
     for moments in &result.moments {
@@ -26,11 +26,11 @@ pub(super) fn check(result: &v1::ChunkResult) -> Result<(), String> {
     result.calibration.as_ref().map_or(Ok(()), calibration)
 }
 
-/// Accepts sums that are not finite: those fail the job, with an error of their own.
+/// Accepts non-finite sums, which fail the job with an error of their own.
 fn check_moments(moments: &v1::Moments) -> Result<(), String> {
     let v1::Moments { name, count, sum, sum_of_squares, clusters, distinct, .. } = moments;
     let rows = *count as f64;
-    // |Σ x|² ≤ n · Σ x², by Cauchy and Schwarz.
+    // |Σ x|² ≤ n · Σ x², by the Cauchy–Schwarz inequality.
     let max = rows * sum_of_squares;
     if sum * sum > max + SLACK * max.abs().max(1.0) {
         return Err(format!("{count} rows cannot sum to {sum} if their squares sum to {sum_of_squares}"));
@@ -102,7 +102,7 @@ mod tests {
             moments("reward_mean", rows.len() as u64, rows.iter().sum(), squares)
         };
         assert_eq!(found(vec![of(&rows), moments("accuracy", 4, 3.0, 3.0), moments("kl", 0, 0.0, 0.0)]), "");
-        // Equal rows: the inequality holds with equality, and sums are rounded.
+        // For equal rows the inequality holds with equality, and sums are rounded.
         for value in [0.1, 1.0 / 3.0, -1e-9, 123_456.789] {
             assert_eq!(found(vec![of(&vec![value; 10_000])]), "", "{value}");
         }

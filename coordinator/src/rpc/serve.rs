@@ -51,43 +51,43 @@ use crate::web;
 const KEEPALIVE: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 const STREAMS_PER_CONNECTION: u32 = 128;
-/// Number of calls of one connection that are handled concurrently; streams count until they are answered.
+/// Number of calls per connection that are handled concurrently; streams count until they are answered.
 const CALLS_PER_CONNECTION: usize = 32;
-/// Size limit of a request of the services Tenants, Trackers and Results.
+/// Size limit of requests to the services Tenants, Trackers and Results.
 const SMALL_REQUEST_BYTES: usize = 64 << 10;
 /// Size limit of a request's headers.
 const HEADER_BYTES: u32 = 16 << 10;
-/// Number of streams that a connection may reset before they are handled, and that may be reset for its
-/// errors, before it is closed as abusive.
+/// Maximum number of streams that a connection may reset before they are handled, and of streams reset
+/// because of its errors, before the connection is closed as abusive.
 const RESET_STREAMS: usize = 64;
-/// Time for open calls to end after the driver has.
+/// Grace period for open calls after the driver has stopped.
 const GRACE: Duration = Duration::from_secs(3);
 
 /// Configuration of a coordinator.
 pub struct Serve {
     pub store: Store,
-    /// Bound by the caller, who decides who can reach it.
+    /// Bound by the caller, which decides who can reach it.
     pub listener: TcpListener,
-    /// Plain text if not given.
+    /// Plaintext if not given.
     pub tls: Option<ServerTls>,
-    /// Without it every caller is an admin.
+    /// Without an authenticator, every caller is an admin.
     pub auth: Option<Authenticator>,
     /// The log of changes and refusals.
     pub audit: Option<AuditLog>,
-    /// Deletes what is old of it, while this coordinator leads.
+    /// Deletes old records of the audit log while this coordinator leads.
     pub audit_retention: Option<AuditRetention>,
-    /// URL under which clients and workers reach the listener; empty if unknown.
+    /// URL at which clients and workers reach the listener; empty if unknown.
     pub address: String,
-    /// Become the leader at once, whoever leads now.
+    /// Become the leader immediately, whichever coordinator leads.
     pub take_over: bool,
-    /// Directory of the `foil run` whose store this is, as a shell reads it.
+    /// Directory of the `foil run` that owns this store, quoted for a shell.
     pub run_directory: Option<String>,
     pub metrics: PrometheusHandle,
     pub settings: Settings,
     pub limits: Limits,
     /// Reads the inputs of submitted jobs.
     pub resolver: Resolver,
-    /// Period of collections of garbage while this coordinator leads; never if not given.
+    /// Interval of garbage collections while this coordinator leads; never if not given.
     pub collect_garbage_every: Option<Duration>,
     /// Experiment trackers that jobs may name.
     pub trackers: trackers::Config,
@@ -135,8 +135,8 @@ pub enum ServeError {
     Panicked,
 }
 
-/// Starts listening, as a standby at first. Rejects a store that lets a key be created twice. The returned
-/// future serves until `stop` is canceled, or fails if the log cannot be written: the process must then be
+/// Starts listening, initially as a standby. Rejects a store that allows creating a key twice. The returned
+/// future serves until `stop` is canceled, or fails if the log cannot be written; the process must then be
 /// restarted.
 pub async fn serve(
     options: Serve,
@@ -191,7 +191,7 @@ pub async fn serve(
         tokio::spawn(retention.run(leadership.clone(), clock, stop.clone().cancelled_owned()));
     }
     let router = routes.axum_router_mut();
-    // The last one is the outermost: a stranger does not learn the version.
+    // The last layer is the outermost, so that an unauthenticated caller does not learn the version.
     *router = std::mem::take(router)
         .layer(from_fn(name_version))
         .layer(from_fn_with_state(gate, authorize))
@@ -199,7 +199,7 @@ pub async fn serve(
         .layer(from_fn_with_state(origins, grpc_web))
         .layer(from_fn(track));
     let server = Server::builder()
-        // Browsers, Prometheus and probes speak HTTP/1.
+        // Browsers, Prometheus and probes use HTTP/1.
         .accept_http1(true)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
@@ -219,7 +219,7 @@ pub async fn serve(
     Ok(async move {
         let led = election.await.map_err(|_| ServeError::Panicked)?;
         ended.cancel();
-        // The driver's end has closed the streams of workers and watchers; other calls get a moment to
+        // The end of the driver has closed the streams of workers and watchers; other calls get a moment to
         // finish.
         let abort = server.abort_handle();
         match tokio::time::timeout(GRACE, server).await {
@@ -231,7 +231,7 @@ pub async fn serve(
     })
 }
 
-/// Adds this program's version to an answer.
+/// Adds this program's version to a response.
 async fn name_version(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     if let Ok(version) = HeaderValue::from_str(format!("{VERSION} {BUILD}").trim_end()) {
@@ -329,7 +329,7 @@ const COMMON_SERVICES: [&str; 4] = [
     "grpc.reflection.v1alpha.ServerReflection",
 ];
 
-/// Sets the health of each service. The server as a whole is healthy as a standby too.
+/// Sets the health of each service. The server as a whole is healthy even as a standby.
 async fn set_health(health: &HealthReporter, leads: bool) {
     let status = if leads { ServingStatus::Serving } else { ServingStatus::NotServing };
     for service in LEADER_SERVICES {

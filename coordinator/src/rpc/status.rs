@@ -18,8 +18,8 @@ use crate::resolve::ResolveError;
 use crate::schedule::ProtocolError;
 use crate::tenant::{QuotaExceeded, RateExceeded};
 
-/// Domain of `ErrorInfo`, by whose `reason` clients and ranks distinguish errors. proto/README.md lists the
-/// reasons.
+/// Domain of `ErrorInfo`, whose `reason` clients and ranks use to distinguish errors. proto/README.md lists
+/// the reasons.
 pub(crate) const DOMAIN: &str = "foil";
 pub(crate) const STALE_ATTEMPT: &str = "STALE_ATTEMPT";
 pub(crate) const RATE_EXCEEDED: &str = "RATE_EXCEEDED";
@@ -42,14 +42,14 @@ pub(crate) fn cut(text: &mut String, bytes: usize) {
     }
 }
 
-/// A message truncated to a length that every client accepts.
+/// A message truncated to a length that all clients accept.
 pub(crate) fn short(message: impl Into<String>) -> String {
     let mut message = message.into();
     cut(&mut message, MESSAGE_BYTES);
     message
 }
 
-/// The caller's own text, truncated, to be recognized in a message.
+/// The caller's own text, truncated but recognizable in a message.
 pub(crate) fn echo(text: &str) -> String {
     let mut text = text.to_owned();
     cut(&mut text, ECHO_BYTES);
@@ -84,7 +84,7 @@ pub(crate) fn bad_spec(error: &SpecError) -> Status {
     status(Code::InvalidArgument, INVALID_FIELD, message, details)
 }
 
-/// Status for labels to select by that break the syntax.
+/// Status for label selectors that violate the syntax.
 pub(crate) fn bad_label(error: &SpecError) -> Status {
     let message = short(error.to_string());
     let details = ErrorDetails::with_bad_request_violation("labels", message.clone());
@@ -98,7 +98,7 @@ pub(crate) fn too_large(error: &TooLarge) -> Status {
     status(Code::InvalidArgument, INVALID_FIELD, message, details)
 }
 
-/// Status for inputs that cannot be used, or that cannot be read at present.
+/// Status for inputs that cannot be used, or that temporarily cannot be read.
 pub(crate) fn bad_input(error: &ResolveError) -> Status {
     let message = short(error.to_string());
     match (error.field(), error) {
@@ -120,7 +120,7 @@ pub(crate) fn bad_input(error: &ResolveError) -> Status {
     }
 }
 
-/// Status for a job that is not taken in.
+/// Status for a job that is not accepted.
 pub(crate) fn not_submitted(error: SubmitError) -> Status {
     let exceeded = match error {
         SubmitError::Stopped(error) => return stopped(error),
@@ -130,7 +130,7 @@ pub(crate) fn not_submitted(error: SubmitError) -> Status {
     quota_exceeded(&exceeded)
 }
 
-/// Status for what would exceed a tenant's quota.
+/// Status for an operation that would exceed a tenant's quota.
 pub(crate) fn quota_exceeded(exceeded: &QuotaExceeded) -> Status {
     let message = short(exceeded.to_string());
     let subject = format!("tenant:{}/{}", exceeded.tenant(), exceeded.limit());
@@ -138,7 +138,7 @@ pub(crate) fn quota_exceeded(exceeded: &QuotaExceeded) -> Status {
     status(Code::ResourceExhausted, "QUOTA_EXCEEDED", message, details)
 }
 
-/// Status for a call that comes too soon.
+/// Status for a call that comes too early.
 pub(crate) fn rate_exceeded(exceeded: &RateExceeded) -> Status {
     let message = exceeded.to_string();
     let subject = format!("tenant:{}/requests_per_second", exceeded.tenant);
@@ -186,7 +186,7 @@ pub(crate) fn skewed(who: &str, skew: &str) -> Status {
     status(Code::FailedPrecondition, "VERSION_SKEW", message, ErrorDetails::new())
 }
 
-/// Status for a rank whose report cannot be verified at present.
+/// Status for a rank whose report temporarily cannot be verified.
 pub(crate) fn store_unavailable(error: &StoreError) -> Status {
     let retry = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
     status(Code::Unavailable, STORE_UNAVAILABLE, error.to_string(), retry)
@@ -206,13 +206,13 @@ pub(crate) fn rejected(error: &ProtocolError) -> Status {
     }
 }
 
-/// Status for a caller who wants to use what is being deleted as garbage.
+/// Status for a caller that wants to use an object being deleted as garbage.
 pub(crate) fn being_deleted(why: &BeingDeleted) -> Status {
     let retry = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
     status(Code::Unavailable, "BEING_DELETED", format!("{why}; try again"), retry)
 }
 
-/// Status that redirects a caller to the leader: the details hold its address, which
+/// Status that redirects a caller to the leader: the details contain the leader's address, which
 /// [`foil_common::rpc::leader_of`] reads.
 pub(crate) fn not_leading(why: &NotLeading) -> Status {
     let mut details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));

@@ -88,11 +88,11 @@ impl Storage for StorageService {
                         break;
                     }
                 }
-                // The collection ends when it cannot report any more.
+                // The collection ends once it cannot report any more.
                 drop(collected);
             };
             let (ended, ()) = tokio::join!(collect, forward);
-            // A caller that is gone needs no answer.
+            // A caller that has disconnected needs no response.
             let _ = responses.send(ended.map(wire_summary).map_err(|error| failed(&error))).await;
         });
         Ok(Response::new(ReceiverStream::new(stream)))
@@ -154,7 +154,7 @@ fn wire_kind(kind: Kind) -> i32 {
     kind.into()
 }
 
-/// The usage with the `listed` largest jobs.
+/// The usage, including the `listed` largest jobs.
 fn wire_usage(usage: Usage, listed: usize) -> v1::UsageResponse {
     let Usage { tenants, jobs, total } = usage;
     let tenants = tenants.into_iter().map(|((tenant, kind), Amount { objects, bytes })| v1::StorageUsage {

@@ -1,4 +1,4 @@
-//! The Trackers service: how far a job's experiment trackers are, and TensorBoard's event files.
+//! The Trackers service: delivery status of a job's experiment trackers, and TensorBoard's event files.
 
 use foil_common::spec::Tracker;
 use foil_common::storage::Store;

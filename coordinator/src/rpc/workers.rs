@@ -63,7 +63,7 @@ impl Workers for WorkersService {
             if let Err(status) =
                 serve_agent(&driver, request.into_inner(), connection, &commands, allow_skew).await
             {
-                // An agent that is gone needs no reason.
+                // An agent that has disconnected needs no reason.
                 let _ = commands.send(Err(status)).await;
             }
         });
@@ -79,7 +79,7 @@ impl Workers for WorkersService {
         let service = self.clone();
         tokio::spawn(async move {
             if let Err(status) = service.serve_rank(&driver, request.into_inner(), &commands).await {
-                // A rank that is gone needs no reason.
+                // A rank that has disconnected needs no reason.
                 let _ = commands.send(Err(StreamEnd::Status(status))).await;
             }
         });
@@ -199,7 +199,7 @@ impl WorkersService {
     }
 }
 
-/// A stream's first message, which must come in time.
+/// A stream's first message, which must arrive in time.
 async fn first_message<T>(messages: &mut Streaming<T>) -> Result<Option<T>, Status> {
     let first = tokio::time::timeout(FIRST_MESSAGE_TIMEOUT, messages.message()).await;
     first.unwrap_or_else(|_| {

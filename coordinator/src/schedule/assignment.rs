@@ -12,10 +12,10 @@ pub(super) enum Assignment {
     Gang(GangMember),
 }
 
-/// A chunk that is leased to a rank.
+/// A chunk leased to a rank.
 #[derive(Debug)]
 pub(super) struct ChunkLease {
-    /// Id of its phase. A lease may outlive its phase if the chunk was leased twice.
+    /// Id of the chunk's phase. A lease may outlive its phase if the chunk was leased twice.
     pub(super) phase: String,
     pub(super) chunk: u32,
     pub(super) lease: u64,
@@ -31,7 +31,7 @@ pub(super) struct ChunkLease {
 #[derive(Debug)]
 pub(super) struct GangMember {
     pub(super) watchdog: ProgressWatchdog,
-    /// Last step that the rank has reported.
+    /// Last step that the rank reported.
     pub(super) step: u64,
     pub(super) result: Option<GangResult>,
 }

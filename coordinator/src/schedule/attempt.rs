@@ -23,7 +23,7 @@ pub struct Attempt {
     pub(super) losses: LossBudget,
     /// Set once the attempt is ending.
     pub(super) teardown: Option<Teardown>,
-    /// The progress of the current phase has changed since it was last asked for.
+    /// The progress of the current phase has changed since [`Attempt::progress`] was last called.
     pub(super) progressed: bool,
 }
 
@@ -38,7 +38,7 @@ pub(super) enum PhaseRun {
 }
 
 impl PhaseRun {
-    /// The phase to be worked on in a job's current state.
+    /// The phase to work on in a job's current state.
     fn current(state: &JobState, now: Now) -> Self {
         match state.phase() {
             None => Self::Done,
@@ -81,7 +81,7 @@ impl Attempt {
         self.ranks.processes().map(|process| process.session.as_str())
     }
 
-    /// The devices of its processes.
+    /// The devices of the attempt's processes.
     pub fn placements(&self) -> impl Iterator<Item = &Placement> {
         self.ranks.processes().map(|process| &process.placement)
     }
@@ -120,7 +120,7 @@ impl Attempt {
         (process, Effect::Start { agent, start })
     }
 
-    /// Takes in one fact. An error changes nothing.
+    /// Handles one input. An error leaves the attempt unchanged.
     pub fn handle(&mut self, state: &JobState, input: Input, now: Now) -> Result<Decision, ProtocolError> {
         let mut cx = self.context(state, now);
         match input {
@@ -140,7 +140,7 @@ impl Attempt {
         Ok(self.decided(cx))
     }
 
-    /// Moves on as far as the durable state and the clock allow. To be called until it changes nothing.
+    /// Advances as far as the durable state and the clock allow. Call it until it changes nothing.
     pub fn advance(&mut self, state: &JobState, now: Now) -> Decision {
         let mut cx = self.context(state, now);
         let current = state.phase().map_or("", |phase| phase.id.as_str());
@@ -180,13 +180,13 @@ impl Attempt {
         }
     }
 
-    /// The store is unavailable: commands wait for the log and results for the store, so that no rank can be
-    /// late. To be called again and again until the store is available.
+    /// Restarts all deadlines while the store is unavailable: commands wait for the log and results for the
+    /// store, so no rank can be late. Call it repeatedly until the store is available.
     pub fn reset_deadlines(&mut self, now: Now) {
         self.ranks.reset_deadlines(now);
     }
 
-    /// The metrics of the steps so far of a gang phase, if it runs now: one JSON object per line.
+    /// The step metrics so far of a gang phase, if it is running: one JSON object per line.
     pub fn step_lines(&self, phase: &str) -> Option<&str> {
         match &self.phase {
             PhaseRun::Gang(gang) if gang.id() == phase => Some(&gang.metric_lines),
@@ -207,19 +207,19 @@ impl Attempt {
         }
     }
 
-    /// Stops all ranks, because a user canceled the job.
+    /// Stops all ranks because a user canceled the job.
     pub fn cancel(&mut self, now: Now) {
         if !self.teardown.as_ref().is_some_and(Teardown::is_recorded) {
             self.teardown = Some(Teardown::canceled(now));
         }
     }
 
-    /// True while the attempt does nothing until it has all its ranks.
+    /// True while the attempt is idle because it lacks ranks.
     pub fn is_stalled(&self) -> bool {
         self.teardown.is_none() && matches!(&self.phase, PhaseRun::Gang(gang) if gang.is_waiting_for_ranks())
     }
 
-    /// True once the attempt gives its devices back.
+    /// True once the attempt is giving its devices back.
     pub fn is_ending(&self) -> bool {
         self.teardown.is_some()
     }
@@ -231,15 +231,15 @@ impl Attempt {
         }
     }
 
-    /// Ends the attempt without blame for a job of higher priority. Ranks have time to finish their step and
-    /// keep a checkpoint of it.
+    /// Ends the attempt without blame for a job of higher priority. Ranks get time to finish their step and
+    /// save a checkpoint of it.
     pub fn preempt(&mut self, by: &str, now: Now) {
         if self.teardown.is_none() {
             self.teardown = Some(Teardown::preempted(by, now.mono + self.deadlines.checkpoint));
         }
     }
 
-    /// Ends the attempt, because the job has run for as long as it may.
+    /// Ends the attempt because the job has reached its timeout.
     pub fn time_out(&mut self, cause: Cause, now: Now) {
         let is_stopped = self.teardown.as_ref().is_some_and(Teardown::is_final);
         if !is_stopped {
@@ -284,8 +284,8 @@ impl Attempt {
         }
     }
 
-    /// Takes in a report about the current gang phase. One about a committed phase is ignored: ranks repeat
-    /// to a new leader what they told the previous one.
+    /// Handles a report about the current gang phase. A report about a committed phase is ignored, because
+    /// ranks repeat to a new leader what they reported to the previous one.
     fn gang_report(
         &mut self,
         from: &Sender<'_>,

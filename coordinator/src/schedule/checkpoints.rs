@@ -43,7 +43,7 @@ mod tests {
     fn a_checkpoint_is_complete_when_every_rank_has_reported_its_shard() {
         let mut shards = ShardSet::default();
         assert!(shards.add(5, 2, object("5/2"), 3).is_none());
-        // A rank may be faster than others by a checkpoint.
+        // A rank may be one checkpoint ahead of the others.
         assert!(shards.add(9, 2, object("9/2"), 3).is_none());
         assert!(shards.add(5, 0, object("5/0"), 3).is_none());
         assert!(shards.add(5, 0, object("5/0"), 3).is_none(), "reported twice");

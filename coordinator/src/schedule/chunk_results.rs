@@ -17,7 +17,7 @@ pub(super) fn check_key(result: &ChunkReport, cx: &Context<'_>) -> Result<(), Pr
     Err(ProtocolError::FalseReport(format!("{} is not a key below {prefix}", result.object.key)))
 }
 
-/// Checks that the rank holds the lease of which it reports a result, under the key that it was given.
+/// Checks that the rank holds the lease whose result it reports, under the key that it was assigned.
 pub(super) fn check_lease(
     rank: usize,
     result: &ChunkReport,
@@ -34,7 +34,7 @@ pub(super) fn check_lease(
     Err(ProtocolError::FalseReport(text))
 }
 
-/// The hash of a chunk that is done, in the current phase or in an earlier one.
+/// The hash of a finished chunk, in the current phase or an earlier one.
 pub(super) fn known_hash(state: &JobState, phase: &str, chunk: u32) -> Option<String> {
     match state.done(phase) {
         Some(done) => done.artifact.objects.get(chunk as usize).map(|object| object.blake3.clone()),
@@ -45,7 +45,7 @@ pub(super) fn known_hash(state: &JobState, phase: &str, chunk: u32) -> Option<St
     }
 }
 
-/// Compares the second result of a chunk with the first one: they must be the same bytes.
+/// Compares the second result of a chunk with the first; they must be bit-identical.
 pub(super) fn compare(rank: usize, result: &ChunkReport, known: &str, cx: &mut Context<'_>) {
     cx.out.count(Counter::DuplicateChunk);
     let found = &result.object.blake3;
@@ -60,7 +60,7 @@ pub(super) fn compare(rank: usize, result: &ChunkReport, known: &str, cx: &mut C
     }
 }
 
-/// Checks the metric sums of a new result. Gives the failure if they are not finite.
+/// Checks the metric sums of a new result. Returns the failure if they are not finite.
 pub(super) fn check_metrics(
     result: &ChunkReport,
     cx: &Context<'_>,
@@ -94,7 +94,7 @@ fn check_counts(state: &JobState, phase: &Phase, result: &ChunkReport) -> Result
         );
         return Err(ProtocolError::FalseReport(text));
     }
-    // Both orders of each pair.
+    // Each pair counts in both orders.
     let bins = result.calibration.iter().flat_map(|calibration| &calibration.count);
     let predictions = bins.fold(0, |sum: u64, count| sum.saturating_add(*count));
     if predictions > items.saturating_mul(2) {

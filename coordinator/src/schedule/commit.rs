@@ -13,7 +13,7 @@ use crate::job::{Change, Committed};
 use crate::plan::Phase;
 
 impl GangPhase {
-    /// When every rank has reported its result: compares their parameters, and writes the step metrics.
+    /// Once every rank has reported its result, compares their parameters and writes the step metrics.
     pub(super) fn begin_commit(
         &mut self,
         phase: &Phase,
@@ -49,7 +49,7 @@ impl GangPhase {
         Ok(())
     }
 
-    /// The step metrics are durable, so the phase can be committed; or they cannot be written.
+    /// Handles the outcome of writing the step metrics: the phase is committed if they are durable.
     pub(super) fn steps_written(
         &mut self,
         phase: &str,

@@ -11,7 +11,7 @@ use crate::plan::{self, Phase};
 pub(super) struct AttemptId {
     pub(super) job: String,
     pub(super) attempt: u32,
-    /// Term of the coordinator: names given by two leaders differ.
+    /// Term of the coordinator, so that names created by two leaders differ.
     pub(super) term: u64,
 }
 
@@ -41,7 +41,7 @@ impl AttemptId {
     }
 }
 
-/// Inputs of a decision besides the attempt's own parts, and the decision made so far.
+/// Inputs of a decision in addition to the attempt's own parts, and the decision made so far.
 #[derive(Debug)]
 pub(super) struct Context<'a> {
     pub(super) id: AttemptId,
@@ -54,12 +54,12 @@ pub(super) struct Context<'a> {
 }
 
 impl<'a> Context<'a> {
-    /// The current gang phase, if a report is about it; none if the report is about one that is committed.
+    /// The current gang phase, if a report is about it; none if the report is about a committed phase.
     pub(super) fn gang_phase(&self, phase: &str, attempt: u32) -> Result<Option<&'a Phase>, ProtocolError> {
         let current = self.state.phase().filter(|current| current.work.is_gang() && current.id == phase);
         match current {
             Some(current) if attempt == self.id.attempt => Ok(Some(current)),
-            // Ranks repeat to a new leader what they told the previous one, which may have moved on.
+            // Ranks repeat to a new leader what they reported to the previous one, which may have moved on.
             None if attempt == self.id.attempt && self.state.done(phase).is_some() => Ok(None),
             _ => Err(ProtocolError::Invalid(format!(
                 "{phase} of attempt {attempt} is not the current gang phase"
@@ -68,7 +68,7 @@ impl<'a> Context<'a> {
     }
 }
 
-/// The rank that has sent a message, with the result of verifying the message against the store.
+/// The rank that sent a message, with the result of verifying the message against the store.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sender<'a> {
     pub(super) rank: usize,
@@ -76,13 +76,13 @@ pub(super) struct Sender<'a> {
 }
 
 impl Sender<'_> {
-    /// Fails if the verification has found a flaw.
+    /// Fails if verification found a flaw.
     pub(super) fn check_verified(&self) -> Result<(), ProtocolError> {
         self.flaw.map_or(Ok(()), |flaw| Err(ProtocolError::FalseReport(flaw.to_owned())))
     }
 }
 
-/// A problem that a phase has found. The attempt decides what follows from it.
+/// A problem that a phase has found. The attempt decides how to respond.
 #[derive(Debug)]
 pub(super) struct Problem {
     pub(super) rank: usize,
@@ -94,7 +94,7 @@ pub(super) struct Problem {
 pub(super) enum Severity {
     /// The rank is lost.
     Rank,
-    /// The attempt has failed; other ranks may still report why.
+    /// The attempt has failed; other ranks may still report the cause.
     Attempt,
     /// The attempt has failed for a known reason.
     Fatal,

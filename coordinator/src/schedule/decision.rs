@@ -8,7 +8,7 @@ use crate::cluster::{AgentFault, Placement};
 use crate::job::Change;
 use crate::plan::{Phase, Work};
 
-/// An effect on the world, to be carried out once the changes are durable.
+/// An external effect, to be carried out once the changes are durable.
 #[expect(clippy::large_enum_variant, reason = "made once, moved once, dropped")]
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
@@ -21,7 +21,7 @@ pub enum Effect {
         agent: String,
         session: String,
     },
-    /// Asks a process to finish its step, keep a checkpoint of it and exit.
+    /// Asks a process to finish its step, save a checkpoint of it and exit.
     Terminate {
         agent: String,
         session: String,
@@ -36,7 +36,7 @@ pub enum Effect {
         placement: Placement,
         session: String,
     },
-    /// A rank failed through its agent's fault. It counts against the attempt only if
+    /// A rank failed through a fault of its agent. It counts against the attempt only if
     /// [`super::Attempt::charge`] is called.
     AgentFault {
         placement: Placement,
@@ -62,24 +62,24 @@ pub enum Effect {
     Shard(ShardSaved),
 }
 
-/// No step reads as many tokens; a false number must not fill a counter.
+/// Upper bound that no step's token count reaches, so that a false number cannot saturate a counter.
 const MAX_STEP_TOKENS: u64 = 1 << 40;
 
-/// An optimizer step, as rank 0 of its gang reports it.
+/// An optimizer step, as reported by rank 0 of its gang.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StepTaken {
     pub work: Work,
     /// Id of the phase.
     pub phase: String,
     pub attempt: u32,
-    /// From 1.
+    /// Counted from 1.
     pub step: u64,
     /// Step of the checkpoint from which the attempt continues; 0 if there is none.
     pub resumed_after: u64,
     pub seconds: Option<Duration>,
     /// Tokens that the gang read in this step.
     pub tokens: u64,
-    /// False if the step was skipped, for its loss or gradient.
+    /// False if the step was skipped because its loss or gradient was not finite.
     pub is_finite: bool,
 }
 
@@ -105,9 +105,9 @@ impl StepTaken {
 pub struct StepUsage {
     pub work: Work,
     pub rank: usize,
-    /// Time for which it waited for the others.
+    /// Time that the rank waited for the others.
     pub collective_wait: Option<Duration>,
-    /// Peak bytes of tensors on its GPU.
+    /// Peak bytes of tensors on the rank's GPU.
     pub device_memory_peak: Option<u64>,
 }
 
@@ -122,14 +122,15 @@ impl StepUsage {
 /// Durations of a rank's share of a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShardSaved {
-    /// Time for which training waited: the copy to the host, and the upload before it if that was not over.
+    /// Time that training waited: for the copy to the host, and for the previous upload if it was still
+    /// running.
     pub stall: Duration,
-    /// Writing, hashing and uploading, behind training.
+    /// Time for writing, hashing and uploading in the background.
     pub upload: Duration,
 }
 
 impl ShardSaved {
-    /// The times that a rank reports; none from a rank of an older version, or if they cannot be.
+    /// The times that a rank reports; none from a rank of an older version, or if the values are impossible.
     pub(super) fn reported(shard: &ShardReport) -> Option<Self> {
         let stall = Duration::try_from_secs_f64(shard.stall_seconds?).ok()?;
         let upload = Duration::try_from_secs_f64(shard.upload_seconds?).ok()?;
@@ -144,7 +145,7 @@ pub enum Level {
     Error,
 }
 
-/// Occurrences that are counted but have no event.
+/// Occurrences that are counted but not recorded as events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Counter {
     RankLost,

@@ -10,10 +10,10 @@ use nix::sys::signal::Signal;
 
 use crate::job::{Cause, CauseClass, Detail};
 
-/// How rank processes exit because of another failure.
+/// How rank processes exit as a consequence of another failure.
 const SECONDARY_EXITS: [Exit; 3] = [Exit::Done, Exit::CoordinatorLost, Exit::Stale];
 
-/// A failure signal of one rank, with what the rank was working on.
+/// A failure signal from one rank, with what the rank was working on.
 #[derive(Debug, Clone)]
 pub(super) struct Observation {
     pub(super) rank: usize,
@@ -33,12 +33,12 @@ pub(super) enum FailureSignal {
     StreamEnded,
     AgentLost,
     NotStarted(Duration),
-    /// No progress for this long; in a gang, this is the rank furthest behind.
+    /// No progress for this long; in a gang, reported for the rank furthest behind.
     Hung(Duration),
-    /// The rank finished a gang phase with other parameters than rank 0.
+    /// The rank finished a gang phase with different parameters from rank 0.
     Diverged,
     StoreFailed(String),
-    /// It made a false report.
+    /// The rank made a false report.
     FalseReport(String),
 }
 
@@ -80,7 +80,7 @@ fn signal_name(signal: i32) -> String {
     Signal::try_from(signal).map_or_else(|_| format!("signal {signal}"), |signal| signal.as_str().to_owned())
 }
 
-/// The cause of a failure: the first of the most significant observations, which are in the order in which
+/// The cause of a failure: the first of the most significant observations. They are in the order in which
 /// they were made.
 pub(super) fn diagnose(phase: &str, observations: &[Observation]) -> Cause {
     let reported = |rank: usize| {
@@ -140,7 +140,7 @@ fn detail(signal: &FailureSignal, of_culprit: &[&Observation]) -> Detail {
 }
 
 /// Significance of a signal; smaller is more significant. A rank's own report is more precise than its exit
-/// status, but an error of a collective operation is often an echo of another rank's death.
+/// status, but an error of a collective operation is often just the echo of another rank's death.
 fn priority(signal: &FailureSignal, reported: bool) -> u8 {
     match signal {
         FailureSignal::Reported(failure) => match CauseClass::from(failure.class()) {
@@ -184,7 +184,7 @@ fn class(signal: &FailureSignal) -> CauseClass {
     }
 }
 
-/// The rank's own advice if it gave any, otherwise general advice.
+/// The rank's own advice if it gave any, or general advice.
 fn advice_for(class: CauseClass, signal: &FailureSignal) -> &str {
     match signal {
         FailureSignal::Reported(failure) if !failure.advice.is_empty() => &failure.advice,

@@ -5,7 +5,7 @@ pub enum ProtocolError {
     Stale { session: String, attempt: u32 },
     #[error("{0}")]
     Invalid(String),
-    /// The message is well-formed but not true.
+    /// The message is well-formed but false.
     #[error("{0}")]
     FalseReport(String),
     #[error("this peer does not prove that it is the process of session {session}")]

@@ -33,7 +33,7 @@ pub(super) struct GangPhase {
     /// Rank 0's last step report.
     last_step: Option<StepReport>,
     shards: ShardSet,
-    /// Address at which rank 0 waits for the others, once it has offered one.
+    /// Address at which rank 0 waits for the others, once rank 0 has offered one.
     rendezvous: Option<v1::Rendezvous>,
 }
 
@@ -45,7 +45,7 @@ pub(super) struct GangPhase {
 #[derive(Debug)]
 pub(super) enum GangState {
     WaitingForRanks,
-    /// Possibly started by a previous leader: ranks say so when they reconnect.
+    /// Possibly started by a previous leader: ranks report so when they reconnect.
     Adopted,
     Stepping,
     Committing {
@@ -90,7 +90,7 @@ impl GangPhase {
         let Some(phase) = cx.state.phase() else { return Ok(()) };
         match self.state {
             GangState::WaitingForRanks if ranks.all(Slot::is_idle) => self.launch(phase, ranks, cx),
-            // Ranks that were launched before the failover are running, and wait for the others.
+            // Ranks launched before the failover are already running and wait for the others.
             GangState::Adopted if ranks.all(Slot::is_available_for_gang) => self.launch(phase, ranks, cx),
             GangState::WaitingForRanks | GangState::Adopted => {
                 self.replace_obsolete(ranks, cx);
@@ -104,7 +104,7 @@ impl GangPhase {
         }
     }
 
-    /// Starts the phase on all ranks that are idle.
+    /// Starts the phase on all idle ranks.
     fn launch(&mut self, phase: &Phase, ranks: &mut RankSet, cx: &mut Context<'_>) -> Result<(), Problem> {
         let task = task::gang_task(cx.state, phase).map_err(|error| error.into_problem(0, phase))?;
         let world = ranks.world();
@@ -130,8 +130,8 @@ impl GangPhase {
         Ok(())
     }
 
-    /// Replaces ranks that still compute a chunk which another rank has finished: the gang cannot wait for
-    /// them.
+    /// Replaces ranks that still compute a chunk which another rank has finished, because the gang cannot
+    /// wait for them.
     fn replace_obsolete(&self, ranks: &mut RankSet, cx: &mut Context<'_>) {
         if cx.now.since(self.since) < cx.deadlines.obsolete {
             return;
@@ -201,7 +201,7 @@ impl GangPhase {
         Ok(())
     }
 
-    /// Rank 0 offers an address for the rendezvous, which is relayed to the other ranks.
+    /// Relays the rendezvous address that rank 0 offers to the other ranks.
     pub(super) fn rendezvous_offer(
         &mut self,
         rank: usize,
@@ -226,7 +226,7 @@ impl GangPhase {
         Ok(())
     }
 
-    /// A rank's shard of a checkpoint is durable; the last shard commits the checkpoint.
+    /// Records a rank's durable shard of a checkpoint; the last shard commits the checkpoint.
     pub(super) fn checkpoint_shard(
         &mut self,
         from: &Sender<'_>,
@@ -242,7 +242,7 @@ impl GangPhase {
         }
         let Some(member) = ranks.member_mut(from.rank) else { return Ok(()) };
         member.watchdog.record_step(cx.now);
-        // Ranks repeat to a new leader what they told the previous one.
+        // Ranks repeat to a new leader what they reported to the previous one.
         let last = cx.state.checkpoints.last();
         if last.is_some_and(|last| last.attempt == attempt && step <= last.step) {
             return Ok(());
@@ -257,7 +257,7 @@ impl GangPhase {
         Ok(())
     }
 
-    /// A rank that reconnects is in this gang already; it repeats what it has reported so far.
+    /// Readmits a rank that reconnects and is in this gang already; the rank repeats its reports so far.
     pub(super) fn rejoin(&self, rank: usize, ranks: &mut RankSet, cx: &mut Context<'_>) {
         if !ranks.assign(rank, Assignment::Gang(GangMember::new(cx.now))) {
             return;
@@ -269,7 +269,7 @@ impl GangPhase {
         cx.out.because(format!("rank {rank} continues with {}", self.id));
     }
 
-    /// Progress as rank 0 reports it: its steps, or its activity before and after them.
+    /// Progress as reported by rank 0: its steps, or its activity before and after them.
     pub(super) fn progress(&self, ranks: &RankSet, phase: &Phase) -> v1::PhaseProgress {
         if let Some(activity) = ranks.member(0).and_then(|member| member.watchdog.activity()) {
             return activity_progress(phase, activity);
@@ -286,7 +286,7 @@ impl GangPhase {
 }
 
 /// Checks a rank's result of the phase: its objects must be its own or inherited from the start model, and
-/// verified.
+/// they must be verified.
 pub(super) fn check_result(
     from: &Sender<'_>,
     result: &GangResult,
@@ -308,7 +308,7 @@ pub(super) fn check_result(
     Ok(())
 }
 
-/// A step's line in metrics.jsonl.
+/// A step's line in `metrics.jsonl`.
 fn metric_line(cx: &Context<'_>, phase: &str, report: &StepReport) -> String {
     let mut object = JsonMap::new();
     object.insert("phase".to_owned(), phase.into());

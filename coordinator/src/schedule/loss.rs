@@ -1,4 +1,4 @@
-//! Failures of ranks and what follows from them: a replacement, or the end of the attempt.
+//! Failures of ranks and their consequences: a replacement, or the end of the attempt.
 
 use foil_proto::v1;
 
@@ -11,7 +11,7 @@ use super::{ChunkReport, Counter, Level, ProtocolError, chunk_results};
 use crate::clock::Now;
 use crate::job::{CauseClass, Change};
 
-/// Losses per rank without progress after which another process is not worth starting.
+/// Number of losses per rank without progress after which starting another process is not worthwhile.
 const LOSSES_PER_RANK: u32 = 3;
 
 impl Attempt {
@@ -24,15 +24,15 @@ impl Attempt {
         }
     }
 
-    /// A failure signal of a rank, with what the rank was working on.
+    /// A rank's failure signal, with what the rank was working on.
     fn observe(&self, rank: usize, signal: FailureSignal) -> Observation {
         let step = self.ranks.member(rank).map(|member| member.step);
         let lease = self.ranks.lease(rank).filter(|lease| lease.phase == self.phase.id());
         Observation { rank, signal, step, chunk: lease.map(|lease| lease.chunk) }
     }
 
-    /// A rank is lost. In a gang that ends the attempt; otherwise its work goes to others, and a new process
-    /// takes its place.
+    /// Handles the loss of a rank. In a gang it ends the attempt; in a map phase other ranks take over the
+    /// work, and a new process replaces the rank.
     fn lose(&mut self, rank: usize, signal: FailureSignal, cx: &mut Context<'_>) {
         let observation = self.observe(rank, signal);
         let fault = self.ranks.fault_of(&observation);
@@ -68,7 +68,7 @@ impl Attempt {
         }
     }
 
-    /// Counts a loss without progress; too many of them end the attempt for good.
+    /// Counts a loss without progress; too many of them end the job.
     fn count_loss(&mut self, observation: Observation, now: Now) {
         self.losses.count += 1;
         let poison = match (&mut self.phase, observation.chunk) {
@@ -81,7 +81,7 @@ impl Attempt {
         }
     }
 
-    /// No other agent can take over: the last agent's fault counts like any other loss.
+    /// Charges the last agent's fault to the job like any other loss, because no other agent can take over.
     pub fn charge(&mut self, now: Now) {
         if let Some(teardown) = &mut self.teardown {
             teardown.charge();
@@ -90,13 +90,13 @@ impl Attempt {
         }
     }
 
-    /// The attempt has failed; another may follow.
+    /// Ends the attempt after a failure; another attempt may follow.
     fn fail(&mut self, observation: Observation, now: Now) {
         self.teardown = Some(Teardown::failed(observation, now.mono + self.deadlines.settling));
     }
 
-    /// The attempt has failed for a reason that is known: ranks are stopped at once, and only their last log
-    /// lines are still to come.
+    /// Ends the attempt after a failure whose cause is known: ranks are stopped immediately, and only their
+    /// last log lines are awaited.
     fn fail_at_once(&mut self, observation: Observation, cx: &mut Context<'_>) {
         cx.out.because(format!("rank {} failed for good: {}", observation.rank, observation.signal));
         self.teardown = Some(Teardown::failed(observation, cx.now.mono));
@@ -108,7 +108,7 @@ impl Attempt {
         }
     }
 
-    /// A rank made a false report: its process is stopped, and its agent is at fault.
+    /// Handles a false report: the rank's process is stopped, and its agent is at fault.
     pub(super) fn false_report(&mut self, session: &str, why: String, cx: &mut Context<'_>) {
         if let Some(rank) = self.ranks.rank_of(session).filter(|rank| self.ranks.is_up(*rank)) {
             self.lose(rank, FailureSignal::FalseReport(why), cx);
@@ -148,7 +148,7 @@ impl Attempt {
         }
     }
 
-    /// Loses the ranks that hold a chunk and are stuck.
+    /// Loses the ranks that hold a chunk and have stopped making progress.
     pub(super) fn lose_stuck(&mut self, cx: &mut Context<'_>) {
         let limit = cx.state.spec.resources.hang_timeout;
         for rank in self.ranks.stuck(limit, cx.now) {
@@ -156,7 +156,7 @@ impl Attempt {
         }
     }
 
-    /// A rank reports that its task failed.
+    /// Handles a rank's report that its task failed.
     pub(super) fn task_failed(&mut self, rank: usize, failure: v1::TaskFailure, cx: &mut Context<'_>) {
         let is_current = failure.phase == self.phase.id() && self.teardown.is_none();
         let class = CauseClass::from(failure.class());
@@ -171,7 +171,7 @@ impl Attempt {
         }
     }
 
-    /// A rank reports a chunk, which may also be one of an earlier phase that was leased twice.
+    /// Handles a chunk that a rank reports; it may belong to an earlier phase if it was leased twice.
     pub(super) fn chunk_result(
         &mut self,
         from: &Sender<'_>,
@@ -205,7 +205,8 @@ impl Attempt {
     }
 }
 
-/// The last checkpoint cannot be read: training falls back on the one before it, with a loud notice.
+/// The last checkpoint cannot be read: training falls back to the one before it, and users get a prominent
+/// notice.
 fn drop_checkpoint(failure: &v1::TaskFailure, cx: &mut Context<'_>) {
     let Some(lost) = cx.state.checkpoints.last() else { return };
     let (step, attempt) = (lost.step, lost.attempt);

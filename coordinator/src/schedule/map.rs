@@ -18,19 +18,19 @@ use crate::clock::Now;
 use crate::job::{Change, ChunkDone, Committed, JobState, rows};
 use crate::plan::Phase;
 
-/// A chunk is leased again when it takes this many times the median of those done.
+/// A chunk is leased again once it takes this many times the median duration of finished chunks.
 const STRAGGLER_RATIO: f64 = 3.0;
-/// Chunks quicker than this are not worth computing twice.
+/// Minimum duration of a chunk that is worth computing twice.
 const STRAGGLER_FLOOR: Duration = Duration::from_secs(1);
-/// Number of ranks that may die over one chunk before the job is given up.
+/// Number of ranks that may die while holding the same chunk before the job is given up.
 const DEATHS_PER_CHUNK: u32 = 3;
 
-/// The current map phase, besides its durable results.
+/// The current map phase, apart from its durable results.
 #[derive(Debug)]
 pub(super) struct MapPhase {
     id: String,
     since: Duration,
-    /// Durations of the chunks done in this attempt, in seconds.
+    /// Durations of the chunks finished in this attempt, in seconds.
     seconds: Vec<f64>,
     /// Number of ranks lost while they held a chunk, by chunk.
     deaths: BTreeMap<u32, u32>,
@@ -45,12 +45,12 @@ impl MapPhase {
         &self.id
     }
 
-    /// True when all chunks are done.
+    /// True once all chunks are done.
     pub(super) fn is_complete(&self, cx: &Context<'_>) -> bool {
         cx.state.phase().is_some_and(|phase| cx.state.chunks.len() == phase.chunks as usize)
     }
 
-    /// Leases chunks to idle ranks, as long as there are both.
+    /// Leases chunks to idle ranks while there are both.
     pub(super) fn lease_chunks(&self, ranks: &mut RankSet, cx: &mut Context<'_>) -> Result<(), Problem> {
         let Some(phase) = cx.state.phase() else { return Ok(()) };
         while let Some(rank) = ranks.first_idle()
@@ -61,7 +61,7 @@ impl MapPhase {
         Ok(())
     }
 
-    /// The first chunk that nobody works on, otherwise one that straggles.
+    /// The first chunk that no rank works on, or else a straggling one.
     fn next_chunk(&self, phase: &Phase, ranks: &RankSet, cx: &mut Context<'_>) -> Option<u32> {
         let mut leased: BTreeMap<u32, Vec<&ChunkLease>> = BTreeMap::new();
         for lease in ranks.leases_of(&self.id) {
@@ -91,7 +91,7 @@ impl MapPhase {
         Some(limit.max(STRAGGLER_FLOOR))
     }
 
-    /// Records that a rank died over a chunk; true if that makes it a poison chunk.
+    /// Records that a rank died while holding a chunk; true if that makes it a poison chunk.
     pub(super) fn record_death(&mut self, chunk: u32) -> bool {
         let deaths = self.deaths.entry(chunk).or_default();
         *deaths += 1;
@@ -119,7 +119,7 @@ impl MapPhase {
         let Some(phase) = cx.state.phase() else { return };
         let mut moments = Vec::new();
         let mut calibration: Option<v1::Calibration> = None;
-        // In the order of chunks, so that the bits of the sums do not depend on who finished first.
+        // In chunk order, so that the bits of the sums do not depend on which rank finished first.
         for done in cx.state.chunks.values() {
             stats::merge_moments(&mut moments, &done.moments);
             if let Some(chunk) = &done.calibration {
@@ -142,7 +142,7 @@ impl MapPhase {
         cx.out.changes.push(Change::PhaseCommitted(Box::new(committed)));
     }
 
-    /// Progress in rows; before the first row, the activity of a rank.
+    /// Progress in rows, or the activity of a rank before the first row.
     pub(super) fn progress(&self, ranks: &RankSet, state: &JobState, phase: &Phase) -> v1::PhaseProgress {
         let rows = |chunk: u32| rows::of_chunk(state, phase, chunk);
         let done: u64 = state.chunks.keys().map(|chunk| rows(*chunk)).sum();
@@ -179,7 +179,7 @@ fn lease(
     let task::Lease { task, first, count } =
         task::lease(cx.state, phase, chunk).map_err(|error| error.into_problem(rank, phase))?;
     let number = ranks.next_lease();
-    // Leases of two coordinators differ.
+    // Leases granted by different coordinators differ.
     let lease = (cx.id.term << 32) | number;
     let key = format!("{}{}-{}-{number}", cx.id.chunk_prefix(&phase.id, chunk), cx.id.attempt, cx.id.term);
     let held = ChunkLease {
@@ -201,13 +201,13 @@ fn lease(
     Ok(())
 }
 
-/// A phase's progress while a rank is busy with an activity other than its rows or steps.
+/// A phase's progress while a rank is busy with something other than its rows or steps.
 pub(super) fn activity_progress(phase: &Phase, activity: &v1::TaskProgress) -> v1::PhaseProgress {
     let v1::TaskProgress { done, total, unit, .. } = activity.clone();
     v1::PhaseProgress { phase: phase.id.to_string(), done, total, unit, step: Vec::new() }
 }
 
-/// The metrics that the log and JSON can represent.
+/// The metrics that the log and JSON can represent: the finite ones.
 pub(super) fn finite(metrics: Vec<v1::Metric>) -> Vec<v1::Metric> {
     let keep = |metric: &v1::Metric| metric.value.is_finite() && metric.se.is_none_or(f64::is_finite);
     metrics.into_iter().filter(keep).collect()

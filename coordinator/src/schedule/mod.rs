@@ -1,6 +1,6 @@
-//! Scheduling of one attempt of one job, from its first process to the last one's death: which rank does what
-//! next. Pure: facts and the time go in; changes for the log and effects on the world come out, with the
-//! reasons.
+//! Scheduling of one attempt of one job, from the start of its first process to the death of its last: which
+//! rank does what next. Pure: facts and the time go in; changes for the log and external effects come out,
+//! with the reasons.
 //!
 //! An [`Attempt`] is made of parts that cannot reach into each other: the [`RankSet`] with its processes, the
 //! current phase ([`MapPhase`] or [`GangPhase`]), and, once the attempt is ending, its [`Teardown`]. A phase
@@ -41,20 +41,20 @@ pub use report::{
 };
 pub use slot::Process;
 
-/// Deadlines of an attempt.
+/// Time limits of an attempt.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadlines {
     /// From starting a process to its hello; the job's own hang timeout applies if it is shorter.
     pub start: Duration,
     /// From stopping a process to the agent's report that it is dead.
     pub reaping: Duration,
-    /// After the first sign that a gang broke, for the other ranks to report what they saw.
+    /// From the first sign that a gang broke, for the other ranks to report what they observed.
     pub settling: Duration,
     /// For ranks to exit by themselves after the job's last phase.
     pub exit: Duration,
     /// For a rank to finish a chunk that is no longer needed while a gang waits for it.
     pub obsolete: Duration,
-    /// For ranks whose devices a job of higher priority takes, to finish their step and keep a checkpoint.
+    /// For ranks whose devices a higher-priority job takes, to finish their step and save a checkpoint.
     pub checkpoint: Duration,
 }
 
@@ -78,7 +78,7 @@ pub enum Input {
     Report {
         session: String,
         report: Report,
-        /// Result of verifying it against the store: what is wrong with it, if anything.
+        /// The flaw that verification against the store found, if any.
         flaw: Option<String>,
     },
     /// The session has made a false report.
@@ -94,7 +94,7 @@ pub enum Input {
     AgentBack {
         session: String,
     },
-    /// The session's agent is shutting down, and the session with it.
+    /// The session's agent is shutting down, and the session's process with it.
     AgentLeaving {
         session: String,
     },

@@ -32,7 +32,7 @@ pub(super) struct RankSet {
 pub(super) enum Overdue {
     /// It did not say hello within this time.
     Hello(Duration),
-    /// Nobody reported its death.
+    /// The agent did not report its death.
     Exit,
 }
 
@@ -100,14 +100,14 @@ impl RankSet {
         self.processes
     }
 
-    /// Puts a process that is being started into a rank's slot.
+    /// Puts a starting process into a rank's slot.
     pub(super) fn occupy(&mut self, rank: usize, process: Process, now: Now) {
         if let Some(slot) = self.slots.get_mut(rank) {
             *slot = Slot::Starting { process, since: now.mono };
         }
     }
 
-    /// The rank of a process that says hello and proves that it is the one that was started.
+    /// The rank of a process that says hello and proves that it is the process that was started.
     pub(super) fn authenticate(&self, hello: &Hello, id: &AttemptId) -> Result<usize, ProtocolError> {
         let session = &hello.session;
         let stale = || ProtocolError::Stale { session: session.clone(), attempt: id.attempt };
@@ -142,8 +142,8 @@ impl RankSet {
         }
     }
 
-    /// Takes in that a process's agent is connected again, or for the first time: it may have missed a
-    /// command to stop.
+    /// Handles the first or a repeated registration of a process's agent, which may have missed a command to
+    /// stop the process.
     pub(super) fn agent_back(&mut self, session: &str, cx: &mut Context<'_>) {
         let Some(slot) = self.rank_of(session).and_then(|rank| self.slots.get_mut(rank)) else { return };
         match slot {
@@ -161,7 +161,7 @@ impl RankSet {
         }
     }
 
-    /// Kills a rank's process, once; its lease, if any, is free again.
+    /// Kills a rank's process, once; its lease, if any, becomes free again.
     pub(super) fn stop(&mut self, rank: usize, cx: &mut Context<'_>) {
         let Some(slot) = self.slots.get_mut(rank) else { return };
         let process = match slot {
@@ -173,7 +173,7 @@ impl RankSet {
         *slot = Slot::Stopping { process, since: cx.now.mono };
     }
 
-    /// Asks all processes to finish their step, keep a checkpoint of it and exit.
+    /// Asks all processes to finish their step, save a checkpoint of it and exit.
     pub(super) fn terminate_all(&self, cx: &mut Context<'_>) {
         for slot in &self.slots {
             let (Slot::Starting { process, .. } | Slot::Up { process, .. }) = slot else { continue };
@@ -182,7 +182,7 @@ impl RankSet {
         }
     }
 
-    /// Frees the slot and the device of a process that is dead.
+    /// Frees the slot and the device of a dead process.
     pub(super) fn vacate(&mut self, rank: usize, cx: &mut Context<'_>) {
         let Some(slot) = self.slots.get_mut(rank) else { return };
         if let Some(process) = slot.process() {
@@ -192,12 +192,12 @@ impl RankSet {
         *slot = Slot::Vacant;
     }
 
-    /// Processes that never said hello, and those whose death nobody reported. A job with a short hang
-    /// timeout gives processes no longer to start.
+    /// Processes that did not say hello in time, and those whose death was not reported in time. A job's hang
+    /// timeout also limits the time for a process to start.
     pub(super) fn overdue(&self, cx: &Context<'_>) -> Vec<(usize, Overdue)> {
         let start_timeout = cx.deadlines.start.min(cx.state.spec.resources.hang_timeout);
         let overdue = |slot: &Slot| match slot {
-            // It ends with its agent's timeout.
+            // Its agent's timeout takes care of it.
             slot if slot.process().is_some_and(|process| process.unseen) => None,
             Slot::Starting { since, .. } => {
                 (cx.now.since(*since) >= start_timeout).then_some(Overdue::Hello(start_timeout))
@@ -210,7 +210,7 @@ impl RankSet {
         self.slots.iter().enumerate().filter_map(|(rank, slot)| Some((rank, overdue(slot)?))).collect()
     }
 
-    /// The agent that is at fault for a failure, if it is neither the job's fault nor nobody's.
+    /// The agent that is at fault for a failure, if any.
     pub(super) fn fault_of(&self, observation: &Observation) -> Option<Effect> {
         let slot = self.slots.get(observation.rank)?;
         let process = slot.process()?;
@@ -257,7 +257,7 @@ impl RankSet {
         }
     }
 
-    /// Sets what a rank works on. False if it is not up.
+    /// Sets a rank's assignment. False if the rank is not up.
     pub(super) fn assign(&mut self, rank: usize, assigned: Assignment) -> bool {
         match self.slots.get_mut(rank) {
             Some(Slot::Up { assignment, .. }) => {
@@ -330,7 +330,7 @@ impl RankSet {
         }
     }
 
-    /// Records a progress report. False if it is about a task that is over.
+    /// Records a progress report. False if it concerns a task that is over.
     pub(super) fn record_progress(
         &mut self,
         rank: usize,

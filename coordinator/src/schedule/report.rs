@@ -1,5 +1,5 @@
-//! Words of a rank, complete: a wire message becomes one at the edge, and nothing optional is left that must
-//! be there.
+//! Messages of a rank in validated form: wire messages are converted at the edge, so that no required field
+//! is optional beyond it.
 
 use foil_proto::v1::{self, rank_message::Message, rank_task};
 
@@ -13,11 +13,11 @@ pub struct Hello {
     pub attempt: u32,
     pub rank: usize,
     pub secret: String,
-    /// Task that a process continues with which an earlier leader has welcomed.
+    /// Task that the process continues with, assigned by an earlier leader.
     pub task: Option<RunningTask>,
 }
 
-/// A task that an earlier leader has given out.
+/// A task assigned by an earlier leader.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RunningTask {
     Chunk {
@@ -66,7 +66,7 @@ pub struct GangReport {
 #[derive(Debug, Clone)]
 pub enum GangEvent {
     Step(StepReport),
-    /// Rank 0 listens at this address for the others.
+    /// Rank 0 listens for the others at this address.
     Rendezvous {
         host: String,
         port: u32,
@@ -79,11 +79,11 @@ pub enum GangEvent {
 #[derive(Debug, Clone)]
 pub struct StepReport {
     pub step: u64,
-    /// Number of steps of the phase.
+    /// Total number of steps in the phase.
     pub steps: u64,
     pub metrics: Vec<v1::Metric>,
-    /// Seconds for which the rank waited for the others, and the peak of its GPU's memory; none from a rank
-    /// that has none.
+    /// Seconds that the rank waited for the others, and the peak of its GPU's memory; none if the rank does
+    /// not measure them.
     pub collective_wait_seconds: Option<f64>,
     pub device_memory_peak_bytes: Option<u64>,
 }
@@ -93,12 +93,12 @@ pub struct StepReport {
 pub struct ShardReport {
     pub step: u64,
     pub object: v1::Object,
-    /// Seconds for which training waited, and seconds of writing behind it; none from an older version.
+    /// Seconds that training waited, and seconds of writing in the background; none from an older version.
     pub stall_seconds: Option<f64>,
     pub upload_seconds: Option<f64>,
 }
 
-/// A rank's end of a gang phase.
+/// A rank's result of a gang phase.
 #[derive(Debug, Clone)]
 pub struct GangResult {
     pub objects: Vec<v1::Object>,

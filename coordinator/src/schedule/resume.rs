@@ -1,5 +1,5 @@
-//! Adoption of an attempt that a previous leader has started: its processes continue, and report what they
-//! are working on.
+//! Adoption of an attempt that a previous leader started: its processes continue and report what they are
+//! working on.
 
 use super::assignment::{Assignment, ChunkLease};
 use super::attempt::{Attempt, PhaseRun};
@@ -12,8 +12,8 @@ use crate::cluster::Placement;
 use crate::job::{JobState, RankStarted};
 
 impl Attempt {
-    /// The current attempt as a previous leader left it: its processes are assumed alive, and report
-    /// themselves what they are working on.
+    /// The current attempt as a previous leader left it: its processes are assumed alive until they report
+    /// what they are working on.
     pub fn adopt(state: &JobState, term: u64, deadlines: Deadlines, now: Now) -> Self {
         let mut adopted = Self::new(state, state.attempt, term, deadlines, now);
         for started in state.ranks.values() {
@@ -25,7 +25,7 @@ impl Attempt {
         adopted
     }
 
-    /// Takes in the task that a reconnecting process is working on; its reports follow.
+    /// Handles the task that a reconnecting process is working on; its reports follow.
     pub(super) fn resume(&mut self, rank: usize, task: RunningTask, cx: &mut Context<'_>) {
         match task {
             RunningTask::Chunk { phase, chunk, lease, key, leased_at } => {
@@ -49,7 +49,8 @@ impl Attempt {
         }
     }
 
-    /// A rank is in a gang from the previous leader. If that phase is committed, it waits for its next task.
+    /// A rank is in a gang from the previous leader. If that phase is committed, the rank waits for its next
+    /// task.
     fn resume_gang(&mut self, rank: usize, phase: &str, attempt: u32, cx: &mut Context<'_>) {
         if let PhaseRun::Gang(gang) = &self.phase
             && gang.id() == phase

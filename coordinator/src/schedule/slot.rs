@@ -22,7 +22,7 @@ pub(super) enum Slot {
         process: Process,
         assignment: Assignment,
     },
-    /// The process is being killed; it keeps its device until it is dead.
+    /// The process is being killed; it holds its device until it is dead.
     Stopping {
         process: Process,
         since: Duration,
@@ -34,12 +34,12 @@ pub(super) enum Slot {
 pub struct Process {
     pub session: String,
     pub placement: Placement,
-    /// Known from the log only: its agent has not registered with this coordinator, so that it cannot be
-    /// stopped, and may live until its agent is considered lost.
+    /// The process is known only from the log: its agent has not registered with this coordinator, so the
+    /// process cannot be stopped and may live until its agent is considered lost.
     pub(super) unseen: bool,
     /// Started by a previous leader.
     pub(super) adopted: bool,
-    /// Its agent is shutting down: however the process ends, neither the job nor its chunk is to blame.
+    /// The agent is shutting down: however the process ends, neither the job nor its chunk is to blame.
     pub(super) leaving: bool,
     /// Fingerprint of its secret.
     pub proof: String,
@@ -55,7 +55,7 @@ impl Slot {
         }
     }
 
-    /// True for a rank that is idle or in the gang already.
+    /// True for a rank that is idle or already in the gang.
     pub(super) fn is_available_for_gang(&self) -> bool {
         matches!(self, Self::Up { assignment: Assignment::Idle | Assignment::Gang(_), .. })
     }

@@ -15,7 +15,7 @@ const PAIR_SAMPLES: u32 = 2;
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Lease {
     pub(crate) task: v1::Task,
-    /// Rows [first, first + count) of the task's data set.
+    /// Rows `[first, first + count)` of the task's data set.
     pub(crate) first: u64,
     pub(crate) count: u64,
 }
@@ -31,7 +31,7 @@ pub(crate) enum TaskError {
 }
 
 impl TaskError {
-    /// The plan promises something that the job lacks, so no attempt can succeed.
+    /// The plan requires something that the job lacks, so no attempt can succeed.
     pub(super) fn into_problem(self, rank: usize, phase: &Phase) -> Problem {
         let failure = v1::TaskFailure {
             phase: phase.id.to_string(),
@@ -43,7 +43,7 @@ impl TaskError {
     }
 }
 
-/// Chunk `chunk` (from 0) of a map phase.
+/// Lease of the chunk with this index (from 0) in a map phase.
 pub(crate) fn lease(job: &JobState, phase: &Phase, chunk: u32) -> Result<Lease, TaskError> {
     let Some(span) = rows::span(job, phase, chunk) else {
         return Err(TaskError::NoChunk { phase: phase.id.to_string(), chunk });
@@ -168,8 +168,8 @@ impl Builder<'_> {
         }))
     }
 
-    /// An earlier round's evaluation of the same kind on the chunk `local`, which has the same rows. None if
-    /// that round is not over.
+    /// An earlier round's evaluation of the same kind on chunk `local`, which covers the same rows. None if
+    /// that round is not finished.
     fn evaluated(&self, round: u32, work: Work, local: u32) -> Option<v1::Artifact> {
         let done = self.job.done(&Phase::id_of(round, work)).filter(|_| round < self.phase.round);
         done.map(|done| only(done.artifact.clone(), local))
@@ -186,7 +186,7 @@ impl Builder<'_> {
             prompts: Some(self.dataset(set)?),
             sampling: Some((&measured.sampling).into()),
             start: self.evaluated(0, Work::EvaluatePolicy, local),
-            // In round 1 it is the start policy.
+            // In round 1, the previous policy is the start policy.
             previous: (round > 1).then(|| self.evaluated(round - 1, Work::EvaluatePolicy, local)).flatten(),
         }))
     }

@@ -14,23 +14,23 @@ use crate::job::{Cause, CauseClass, Change, Detail};
 /// An attempt that is ending. It is over when every slot is vacant.
 #[derive(Debug)]
 pub(super) struct Teardown {
-    /// When ranks that are still alive are killed.
+    /// When ranks that are still alive get killed.
     kill_at: Duration,
     reason: Reason,
 }
 
 #[derive(Debug)]
 enum Reason {
-    /// The cause is diagnosed and recorded when all ranks are gone.
+    /// The cause is diagnosed and recorded once all ranks have exited.
     Failed {
         observations: Vec<Observation>,
         poison: Option<String>,
         unrecoverable: bool,
-        /// A worker's fault counts like the job's own.
+        /// A worker's fault counts as if it were the job's.
         charged: bool,
     },
     Canceled,
-    /// The job's timeout is over.
+    /// The job has reached its timeout.
     TimedOut(Box<Cause>),
     /// Other jobs can use its devices.
     Yielded,
@@ -40,26 +40,26 @@ enum Reason {
         /// The ranks were asked to exit.
         asked: bool,
     },
-    /// The end is in the log already.
+    /// The end is already in the log.
     Recorded,
 }
 
 impl Teardown {
-    /// After a failure; another attempt may follow.
+    /// Teardown after a failure; another attempt may follow.
     pub(super) fn failed(observation: Observation, kill_at: Duration) -> Self {
         let observations = vec![observation];
         let reason = Reason::Failed { observations, poison: None, unrecoverable: false, charged: false };
         Self { kill_at, reason }
     }
 
-    /// After a failure that every other attempt would repeat.
+    /// Teardown after a failure that every other attempt would repeat.
     pub(super) fn unrecoverable(observation: Observation, poison: Option<String>, kill_at: Duration) -> Self {
         let observations = vec![observation];
         let reason = Reason::Failed { observations, poison, unrecoverable: true, charged: false };
         Self { kill_at, reason }
     }
 
-    /// After the last phase: ranks may exit by themselves.
+    /// Teardown after the last phase: ranks may exit by themselves.
     pub(super) fn complete(ranks: &RankSet, cx: &mut Context<'_>) -> Self {
         for rank in ranks.numbers() {
             ranks.send(rank, Command::Exit(v1::RankExit {}), cx);
@@ -70,22 +70,22 @@ impl Teardown {
         Self { kill_at: cx.now.mono + cx.deadlines.exit, reason: Reason::Recorded }
     }
 
-    /// After a user canceled the job.
+    /// Teardown after a user canceled the job.
     pub(super) fn canceled(now: Now) -> Self {
         Self { kill_at: now.mono, reason: Reason::Canceled }
     }
 
-    /// Other jobs can use the devices of the attempt.
+    /// Teardown that frees the attempt's devices for other jobs.
     pub(super) fn yielded(now: Now) -> Self {
         Self { kill_at: now.mono, reason: Reason::Yielded }
     }
 
-    /// After the job's timeout.
+    /// Teardown after the job's timeout.
     pub(super) fn timed_out(cause: Cause, now: Now) -> Self {
         Self { kill_at: now.mono, reason: Reason::TimedOut(Box::new(cause)) }
     }
 
-    /// A job of higher priority takes the devices: ranks may keep a checkpoint before they are killed.
+    /// Teardown for a job of higher priority: ranks may save a checkpoint before they are killed.
     pub(super) fn preempted(by: &str, kill_at: Duration) -> Self {
         Self { kill_at, reason: Reason::Preempted { by: by.to_owned(), asked: false } }
     }
@@ -95,7 +95,7 @@ impl Teardown {
         matches!(self.reason, Reason::Recorded)
     }
 
-    /// True if nothing else is to become of the attempt, or its end is in the log.
+    /// True if the attempt's outcome is settled, or its end is in the log.
     pub(super) fn is_final(&self) -> bool {
         matches!(self.reason, Reason::Recorded | Reason::Canceled | Reason::TimedOut(_))
     }
@@ -114,7 +114,7 @@ impl Teardown {
         }
     }
 
-    /// Kills the ranks when it is time, and records the end when all of them are gone.
+    /// Kills the ranks when it is time, and records the end once all of them have exited.
     pub(super) fn advance(&mut self, ranks: &mut RankSet, phase: &str, cx: &mut Context<'_>) {
         if let Reason::Preempted { by, asked: asked @ false } = &mut self.reason {
             *asked = true;
@@ -138,7 +138,7 @@ impl Teardown {
 }
 
 impl Reason {
-    /// The cause to record; none if it is recorded already.
+    /// The cause to record; none if it has already been recorded.
     fn into_cause(self, phase: &str) -> Option<Cause> {
         match self {
             Self::Recorded => None,

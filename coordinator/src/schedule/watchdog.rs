@@ -15,7 +15,7 @@ pub(super) struct ProgressWatchdog {
 }
 
 impl ProgressWatchdog {
-    /// The watchdog of a rank that has just been given a task.
+    /// The watchdog of a rank that has just received a task.
     pub(super) fn new(now: Now) -> Self {
         Self { last_progress: now.mono, report: None }
     }
@@ -36,7 +36,7 @@ impl ProgressWatchdog {
         self.report = Some(report);
     }
 
-    /// Restarts the deadline, because the rank cannot make progress through no fault of its own.
+    /// Restarts the deadline because the rank is blocked through no fault of its own.
     pub(super) fn reset_deadline(&mut self, now: Now) {
         self.last_progress = now.mono;
     }
@@ -46,7 +46,7 @@ impl ProgressWatchdog {
         self.report.as_ref().filter(|report| !is_activity(report))
     }
 
-    /// The last report, if it is about an activity before or after the rows or steps.
+    /// The last report, if it concerns an activity before or after the rows or steps.
     pub(super) fn activity(&self) -> Option<&v1::TaskProgress> {
         self.report.as_ref().filter(|report| is_activity(report))
     }

@@ -1,4 +1,4 @@
-//! Checks everything that left a coordinator against the log.
+//! Checks all output of the coordinators against the log.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +16,7 @@ pub(super) struct Checker {
     observed: BTreeMap<(String, u64), Event>,
     /// Everything that any leader has deleted.
     garbage: Vec<GarbageSet>,
-    /// Jobs whose submission a client was told of.
+    /// Jobs whose submission was confirmed to a client.
     pub(super) submitted: BTreeSet<&'static str>,
     pub(super) preemptions: usize,
 }
@@ -51,7 +51,7 @@ impl Checker {
         self.garbage.push(garbage);
     }
 
-    /// The newest revision of a job that was released.
+    /// The latest released revision of a job.
     pub(super) fn newest(&self, job: &str) -> u64 {
         let of_job = (job.to_owned(), 0)..=(job.to_owned(), u64::MAX);
         self.observed.range(of_job).next_back().map_or(0, |((_, revision), _)| *revision)

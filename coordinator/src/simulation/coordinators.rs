@@ -28,7 +28,7 @@ impl Simulator {
         }
     }
 
-    /// Breaks the streams of a leader that steps down or dies; the other ends soon notice.
+    /// Breaks the streams of a leader that steps down or dies; the other ends notice soon.
     fn cut_streams(&mut self, node: usize, state: State, dies: bool) {
         let before = std::mem::replace(&mut self.nodes[node].state, state);
         if let State::Leading(leading) = before {
@@ -62,7 +62,7 @@ impl Simulator {
         self.deaths += 1;
         self.processes += 1;
         self.cut_streams(node, State::Dead, true);
-        // The old process number is dead.
+        // The old process is dead, and its number with it.
         self.nodes[node].process = self.processes;
         let down = 500 + self.rng.next() % 4000;
         self.schedule_after(down, SimEvent::Restart { node });
@@ -86,7 +86,7 @@ impl Simulator {
         }
     }
 
-    /// A leader may give up only processes that are dead, or whose agents it can tell to kill them.
+    /// A leader may give up only processes that are dead or whose agents it can ask to kill them.
     fn check_fence(&mut self, node: usize, job: &str, attempt: u32) {
         let Some(leading) = self.nodes[node].leading() else { return };
         let is_of = |rank: &Rank| rank.start.attempt == attempt && rank.start.job_id == job;
@@ -132,7 +132,7 @@ impl Simulator {
         }
     }
 
-    /// Reads from a leader with a valid lease, which must never show an older state than was released before.
+    /// Reads from a leader with a valid lease, which must never show a state older than one already released.
     pub(super) fn read_at(&mut self, node: usize) {
         for job in [JOB, URGENT] {
             self.read_job_at(node, job);
@@ -144,7 +144,7 @@ impl Simulator {
         let Some(leading) = self.nodes[node].leading() else { return };
         let state = leading.core.state(job);
         let seen = state.map_or(0, |state| state.revision);
-        // The end may be visible here only, if the leader that wrote it died before releasing it. Events that
+        // The end may be visible only here, if the leader that wrote it died before releasing it. Events that
         // are not durable may still be lost.
         let durable = leading.is_settled() && now < leading.lease_until;
         if durable && state.is_some_and(crate::job::JobState::is_ended) {
@@ -156,7 +156,8 @@ impl Simulator {
         }
     }
 
-    /// The client tries one coordinator after another, and sometimes repeats a request that was answered.
+    /// Submits a job. The client tries one coordinator after another, and sometimes repeats a request that
+    /// was answered.
     pub(super) fn submit(&mut self, job: &'static str) {
         if !self.checker.submitted.contains(job) || self.rng.one_in(2) {
             let node = self.rng.below(2);

@@ -18,13 +18,13 @@ pub(super) struct Agent {
     pub(super) stream: Option<Stream>,
     /// The coordinator to try next.
     pub(super) next: usize,
-    /// When there was certainly a leader.
+    /// When a leader was last known to exist.
     pub(super) last_leader_contact: Duration,
     /// Unacknowledged heartbeats, and when they were sent.
     pub(super) unacknowledged: BTreeMap<u64, Duration>,
     pub(super) heartbeats: u64,
     pub(super) term: u64,
-    /// Exited sessions that are not reported yet.
+    /// Exited sessions that have not been reported yet.
     pub(super) unreported: Vec<String>,
 }
 
@@ -36,7 +36,7 @@ pub(super) struct Rank {
     pub(super) next: usize,
     pub(super) lost_at: Duration,
     pub(super) task: Option<rank_task::Task>,
-    /// Number of tasks so far: events of earlier tasks are ignored.
+    /// Number of tasks so far. Events of earlier tasks are ignored.
     pub(super) tasks: u64,
     pub(super) reported: Vec<Message>,
     pub(super) term: u64,

@@ -40,17 +40,17 @@ const SMALL: &[Edit] = &[|spec| {
     spec.resources.get_or_insert_default().hang_timeout_seconds = Some(15);
 }];
 const SEEDS: u64 = 10_000;
-/// Environment variable with a seed to simulate alone, printing every event.
+/// Environment variable with a single seed to simulate, printing every event.
 const SEED: &str = "FOIL_SIMULATION_SEED";
 
 /// Bugs that the simulation must catch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PlantedBug {
-    /// A taken name in the log is mistaken for the process's own append.
+    /// A name already taken in the log is mistaken for the process's own append.
     NoNonceCheck,
     /// Compaction removes records instead of emptying them.
     FreedNames,
-    /// A new leader gives up at once on agents that it has not heard.
+    /// A new leader immediately gives up on agents that have not registered yet.
     NoFenceWait,
 }
 
@@ -81,7 +81,7 @@ fn outcome(state: &JobState) -> Outcomes {
 fn simulate(seed: u64, bug: Option<PlantedBug>, faults: bool) -> History {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
-        // Jitter depends on the seed too.
+        // Jitter also depends on the seed.
         fastrand::seed(seed);
         let mut simulator = Simulator::new(seed, bug, faults);
         simulator.run().await;
@@ -130,7 +130,7 @@ async fn audit(simulator: &Simulator) -> Result<Core, String> {
     core.state(JOB).is_some().then_some(core).ok_or_else(|| "there is no job".to_owned())
 }
 
-/// Simulates seeds on all processors; returns what `keep` makes of each history.
+/// Simulates seeds on all processors; returns what `keep` extracts from each history.
 fn simulate_all<T: Send>(
     seeds: std::ops::Range<u64>,
     bug: Option<PlantedBug>,

@@ -31,7 +31,7 @@ pub(super) const SNAPSHOT_POLICY: SnapshotPolicy<Event> =
 pub(super) const FENCE: Duration = Duration::from_secs(12);
 const SLACK: Duration = Duration::from_secs(1);
 
-/// The same for all coordinators: fingerprints in the log are all that a later one needs.
+/// The same for all coordinators: a later coordinator needs only the fingerprints in the log.
 pub(super) fn issuer() -> SecretIssuer {
     SecretIssuer::new([1; 32])
 }
@@ -59,7 +59,7 @@ pub(super) struct Release {
     /// Events, each with the job's revision after it.
     pub(super) events: Vec<(u64, Event)>,
     pub(super) actions: Vec<Action>,
-    /// The job for whose confirmation a client waits.
+    /// The job whose confirmation a client awaits.
     pub(super) submitted: Option<&'static str>,
     /// Start of a late renewal that the log must confirm.
     renewal: Option<Duration>,

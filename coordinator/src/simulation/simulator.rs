@@ -18,11 +18,11 @@ use crate::job::fixture::JOB;
 use crate::lease::LeadershipTimeouts;
 
 pub(super) const MILLI: Duration = Duration::from_millis(1);
-/// Faults end here, so that the job must end.
+/// Time at which faults stop, so that the job must end.
 pub(super) const FAULTS_END: Duration = Duration::from_secs(40);
 const LIMIT: Duration = Duration::from_secs(600);
 const TICK: Duration = Duration::from_millis(500);
-/// Times that the journals' tasks may run after each event.
+/// Number of times that the journals' tasks may run after each event.
 const TURNS: usize = 4;
 
 /// A scheduled event.
@@ -127,16 +127,16 @@ pub(super) struct Simulator {
     last: BTreeMap<(u64, bool), Duration>,
     pub(super) checker: Checker,
     pub(super) ended: BTreeSet<String>,
-    /// The number of jobs.
+    /// Number of jobs.
     jobs: usize,
     /// The first violated invariant.
     pub(super) violation: Option<String>,
-    /// Print every event.
+    /// Whether to print every event.
     pub(super) verbose: bool,
     pub(super) deaths: usize,
     pub(super) elections: u64,
     pub(super) leaderless_since: Option<Duration>,
-    /// Durations without a leader, if no other fault occurred meanwhile.
+    /// Durations without a leader during which no other fault occurred.
     pub(super) gaps: Vec<Duration>,
 }
 
@@ -256,7 +256,7 @@ impl Simulator {
         self.schedule_at(self.now + delay, event);
     }
 
-    /// When a paused process gets to an event; none if it is not paused.
+    /// When a paused process handles an event; none if it is not paused.
     fn wake_time(&self, event: &SimEvent) -> Option<Duration> {
         let process = match event {
             SimEvent::Tick { process, .. }
@@ -320,7 +320,7 @@ impl Simulator {
         if !alive && (message.direction == Direction::Reply || self.rng.one_in(2)) {
             return;
         }
-        // A process that has died meanwhile does not receive it.
+        // A process that has died in the meantime does not receive it.
         let _ = message.go.send(if lost { Delivery::Lost } else { Delivery::Delivered });
     }
 

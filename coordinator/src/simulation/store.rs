@@ -70,7 +70,7 @@ impl SimStore {
         }
     }
 
-    /// Plants a bug: a log without the nonce check mistakes every taken name for its own append.
+    /// Planted bug: a log without the nonce check mistakes every taken name for its own append.
     async fn settle(&self, location: &Path, mode: &PutMode, result: Result<PutResult>) -> Result<PutResult> {
         let taken = matches!(result, Err(Error::AlreadyExists { .. })) && matches!(mode, PutMode::Create);
         if taken && self.bug == Some(PlantedBug::NoNonceCheck) && in_log(location) {
@@ -79,7 +79,7 @@ impl SimStore {
         result
     }
 
-    /// The result of a successful put, to some other key.
+    /// The result of a successful put to some other key.
     async fn pretend(&self) -> Result<PutResult> {
         self.inner.put(&Path::from("pretended"), PutPayload::default()).await
     }

@@ -98,7 +98,7 @@ impl Simulator {
         }
     }
 
-    /// Rejects a message to a coordinator that is not the leader.
+    /// Rejects a message to a coordinator that is not leading.
     fn reject(&mut self, stream: Stream, message: NodeMessage) {
         let id = stream.id;
         match message {
@@ -142,7 +142,7 @@ impl Simulator {
         }
     }
 
-    /// Connects if there is no stream, otherwise sends a heartbeat; kills its ranks after the fence period.
+    /// Connects if there is no stream, or else sends a heartbeat; kills its ranks after the fence period.
     fn agent_heartbeat(&mut self, id: &str) {
         let now = self.now;
         let sessions: Vec<String> = self.running_on(id);

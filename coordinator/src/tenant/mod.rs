@@ -1,4 +1,4 @@
-//! Tenants: their quotas, which live in the log, and what they use. Pure.
+//! Tenants: their quotas, which are kept in the log, and their usage. Pure.
 
 mod name;
 mod rate;
@@ -12,30 +12,30 @@ use serde::{Deserialize, Serialize};
 pub use self::name::{DEFAULT_TENANT, Tenant};
 pub use self::rate::{RateExceeded, RequestRates};
 
-/// Limits of a tenant; none where there is no value.
+/// Limits of a tenant; fields without a value are unlimited.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Quota {
-    /// Devices at once, by the name of their kind.
+    /// Number of devices in use at the same time, by kind name.
     pub devices: BTreeMap<String, u32>,
-    /// Jobs that hold devices at once.
+    /// Number of jobs that hold devices at the same time.
     pub running_jobs: Option<u32>,
-    /// Jobs that wait at once.
+    /// Number of jobs that wait at the same time.
     pub queued_jobs: Option<u32>,
-    /// Bytes in the store above which nothing more is taken in.
+    /// Bytes in the store above which nothing more is accepted.
     pub stored_bytes: Option<u64>,
-    /// Calls of its users in each second.
+    /// Number of calls by its users per second.
     pub requests_per_second: Option<u32>,
 }
 
-/// A tenant's new quota, as the log has it.
+/// A tenant's new quota, as recorded in the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QuotaSet {
     pub tenant: String,
     pub quota: Quota,
 }
 
-/// Use of the cluster and the store by a tenant's jobs.
+/// Usage of the cluster and the store by a tenant's jobs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Usage {
     pub devices: BTreeMap<DeviceName, u32>,
@@ -44,17 +44,17 @@ pub struct Usage {
     pub stored_bytes: u64,
 }
 
-/// A tenant's limit of bytes in the store, and the bytes that its jobs have there, apart from its inputs.
+/// A tenant's limit of stored bytes, and the bytes that its jobs store apart from its inputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoredBytes {
     pub stored: u64,
     pub max: u64,
 }
 
-/// The name of a device kind, in the order of the alphabet.
+/// The name of a device kind, which sorts alphabetically.
 pub type DeviceName = &'static str;
 
-/// A tenant with its quota and its use.
+/// A tenant with its quota and its usage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TenantStatus {
     pub name: String,

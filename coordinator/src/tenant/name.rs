@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-/// The tenant of jobs that name none.
+/// The tenant of jobs that specify none.
 pub const DEFAULT_TENANT: &str = "default";
-/// Maximum length of a tenant's name, as of a DNS label: it is a part of keys in the store.
+/// Maximum length of a tenant's name, the same as of a DNS label, because it is a part of keys in the store.
 const MAX_TENANT_BYTES: usize = 63;
 
-/// Name of a tenant: what users of one tenant have and do is unknown to those of another.
+/// Name of a tenant. What belongs to one tenant is invisible to the users of all others.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Tenant(Arc<str>);

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use super::Quota;
 
-/// Time that fills an empty bucket: what a tenant may ask at once, after a pause, is its rate over this time.
+/// Time that fills an empty bucket: the burst allowed after a pause is the tenant's rate times this duration.
 const BURST: Duration = Duration::from_secs(5);
 
-/// A tenant's request that comes too soon.
+/// A tenant's request that comes too early.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "tenant {tenant} may make {rate} requests a second, and makes more; ask less often, or ask an administrator for a larger \
@@ -28,15 +28,15 @@ pub struct RequestRates(Arc<Mutex<HashMap<String, Bucket>>>);
 
 #[derive(Debug)]
 struct Bucket {
-    /// Tokens that are added each second.
+    /// Number of tokens added per second.
     rate: u32,
     tokens: f64,
-    /// Time of the last look.
+    /// Time of the last update.
     at: Duration,
 }
 
 impl RequestRates {
-    /// Takes in a tenant's quota.
+    /// Applies a tenant's quota.
     pub fn set(&self, tenant: &str, quota: &Quota, now: Duration) {
         let mut buckets = self.buckets();
         match (quota.requests_per_second, buckets.get_mut(tenant)) {
@@ -49,7 +49,7 @@ impl RequestRates {
     /// Admits a request of a tenant.
     ///
     /// # Errors
-    /// The tenant has a rate, and has used it up.
+    /// The tenant has exceeded its rate.
     pub fn take(&self, tenant: &str, now: Duration) -> Result<(), RateExceeded> {
         let mut buckets = self.buckets();
         let Some(bucket) = buckets.get_mut(tenant) else { return Ok(()) };
@@ -68,12 +68,12 @@ impl Bucket {
         Self { rate, tokens: Self::room(rate), at: now }
     }
 
-    /// At least one request, or none would ever be admitted.
+    /// Capacity of a bucket: at least one request, or else none would ever be admitted.
     fn room(rate: u32) -> f64 {
         (f64::from(rate) * BURST.as_secs_f64()).max(1.0)
     }
 
-    /// Takes a token, or tells the time until there is one.
+    /// Takes a token, or returns the time until one is available.
     fn take(&mut self, now: Duration) -> Result<(), Duration> {
         let rate = f64::from(self.rate);
         let added = now.saturating_sub(self.at).as_secs_f64() * rate;
@@ -112,7 +112,7 @@ mod tests {
         assert!(refused.to_string().starts_with("tenant research may make 4 requests a second"), "{refused}");
         assert_eq!(rates.take("research", Duration::from_secs(1) + refused.wait), Ok(()));
         assert_eq!(admitted(Duration::from_secs(3600)), 20, "a pause saves no more than a burst");
-        assert_eq!(admitted(Duration::from_secs(1800)), 0, "a late reading of the clock adds nothing");
+        assert_eq!(admitted(Duration::from_secs(1800)), 0, "an outdated clock reading adds nothing");
         assert!((0..100).all(|_| rates.take("vision", Duration::ZERO).is_ok()), "it has no rate");
     }
 

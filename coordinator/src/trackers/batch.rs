@@ -18,7 +18,7 @@ pub(super) struct JobFacts {
     /// Empty if unknown.
     pub(super) owner: String,
     pub(super) run_name: String,
-    /// None for the coordinator's default.
+    /// None for the coordinator's default experiment.
     pub(super) experiment: Option<String>,
     pub(super) labels: Vec<(String, String)>,
     /// The specification with every default filled in.
@@ -49,7 +49,7 @@ impl JobFacts {
     }
 }
 
-/// The distribution of some rewards of a round.
+/// The distribution of a kind of reward in a round.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Histogram {
     pub(super) tag: String,
@@ -59,13 +59,13 @@ pub(super) struct Histogram {
     pub(super) edges: Vec<f64>,
 }
 
-/// A part of a job's log as trackers take it. Of each metric, later steps come later.
+/// A part of a job's log in the form that trackers accept. The points of each metric are in step order.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Batch {
     pub(super) points: Vec<Point>,
     pub(super) completions: Option<Completions>,
     pub(super) histograms: Vec<Histogram>,
-    /// When and how the job ended, if the batch is the last one.
+    /// When and how the job ended; only in the last batch.
     pub(super) ending: Option<(u64, Ending)>,
 }
 
@@ -78,7 +78,7 @@ impl Batch {
     }
 }
 
-/// Prefix of the store's objects for a tracker of a job, without a '/' at its end.
+/// Key prefix of a job's objects for a tracker, without a trailing '/'.
 pub(super) fn prefix(job: &str, tracker: Tracker) -> String {
     format!("jobs/{job}/trackers/{tracker}")
 }

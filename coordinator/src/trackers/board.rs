@@ -1,4 +1,4 @@
-//! The status that deliveries report to users.
+//! The delivery status shown to users.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,7 +14,7 @@ use super::batch::prefix;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct State {
     pub(super) phases: u32,
-    /// Empty while all is well.
+    /// Empty while there is no problem.
     pub(super) problem: String,
     pub(super) page: String,
 }
@@ -35,12 +35,12 @@ impl Board {
         self.lock().insert((job.to_owned(), tracker), state);
     }
 
-    /// Forgets a delivery that is complete, or whose job is gone.
+    /// Removes a delivery that is complete, or whose job no longer exists.
     pub(super) fn remove(&self, job: &str, tracker: Tracker) {
         self.lock().remove(&(job.to_owned(), tracker));
     }
 
-    /// Forgets all: this process does not lead any more.
+    /// Removes all deliveries, because this process has stopped leading.
     pub(super) fn clear(&self) {
         self.lock().clear();
     }
@@ -88,7 +88,7 @@ impl Receipt {
     /// None if the delivery is not complete.
     pub(super) async fn read(store: &Store, job: &str, tracker: Tracker) -> Result<Option<Self>, StoreError> {
         match store.get(&Self::key(job, tracker)).await {
-            // A damaged one still says that there is nothing to do.
+            // A damaged record still shows that the delivery is complete.
             Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes).unwrap_or_default())),
             Err(StoreError::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),

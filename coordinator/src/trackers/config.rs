@@ -1,8 +1,8 @@
-//! The trackers of a coordinator, from its environment. A job only names them: a specification comes from a
-//! user, and an address in it would let that user reach what only the coordinator reaches.
+//! The trackers of a coordinator, configured by its environment. A job only names them: specifications come
+//! from users, and an address in one would give that user access to whatever only the coordinator can reach.
 //!
-//! A value that cannot be used is an error that names its variable and never shows the value, which may hold
-//! a secret.
+//! An unusable value is an error that names its variable and never shows the value, which may contain a
+//! secret.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -11,7 +11,8 @@ use std::path::PathBuf;
 use foil_common::spec::{ReportTo, Tracker, Trackers};
 use url::Url;
 
-/// Variables that hold secrets, or lead to them. What a coordinator starts does not get them.
+/// Variables that contain secrets or lead to them. They are not passed on to child processes of the
+/// coordinator.
 pub const SECRET_VARIABLES: [&str; 4] = [
     "MLFLOW_TRACKING_TOKEN",
     "MLFLOW_TRACKING_USERNAME",
@@ -19,12 +20,12 @@ pub const SECRET_VARIABLES: [&str; 4] = [
     "KUBEFLOW_TRAINER_SERVER_TOKEN",
 ];
 
-/// Experiment of jobs that name none.
+/// Experiment of jobs that do not name one.
 const DEFAULT_EXPERIMENT: &str = "foil";
 /// Size limit of a value.
 const VALUE_BYTES: usize = 16 << 10;
 
-/// The trackers beside TensorBoard's event files, which are always there.
+/// The trackers in addition to TensorBoard's event files, which are always written.
 #[derive(Debug, Clone, Default)]
 pub struct Config {
     pub(super) mlflow: Option<MlflowConfig>,
@@ -34,12 +35,12 @@ pub struct Config {
 /// An MLflow tracking server.
 #[derive(Debug, Clone)]
 pub(super) struct MlflowConfig {
-    /// Without a '/' at its end.
+    /// Without a trailing '/'.
     pub(super) url: String,
     pub(super) credential: Option<Credential>,
     /// CA certificates (PEM); the system's if not given.
     pub(super) ca: Option<Pem>,
-    /// The experiment of jobs that name none.
+    /// The experiment of jobs that do not name one.
     pub(super) experiment: String,
 }
 
@@ -47,12 +48,12 @@ pub(super) struct MlflowConfig {
 #[derive(Debug, Clone)]
 pub(super) struct KubeflowConfig {
     pub(super) url: Url,
-    /// Holds the token, which the kubelet renews.
+    /// The file with the token, which the kubelet renews.
     pub(super) token_file: PathBuf,
     pub(super) ca: Option<Pem>,
 }
 
-/// A file of certificates, read at the start.
+/// A file of certificates, read at startup.
 #[derive(Clone)]
 pub(super) struct Pem(pub(super) Vec<u8>);
 
@@ -70,7 +71,7 @@ pub(super) enum Credential {
 }
 
 impl fmt::Debug for Credential {
-    /// Without the secret.
+    /// Omits the secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Token(_) => "Token(…)",
@@ -80,7 +81,7 @@ impl fmt::Debug for Credential {
 }
 
 impl Credential {
-    /// The texts that no message may show.
+    /// The texts that must not appear in any message.
     pub(super) fn secrets(&self) -> Vec<&str> {
         match self {
             Self::Token(token) => vec![token],
@@ -102,7 +103,7 @@ fn error(variable: &'static str, problem: impl Into<String>) -> ConfigError {
 }
 
 impl Config {
-    /// The trackers that the environment names.
+    /// The trackers configured by the environment.
     pub fn from_env() -> Result<Self, ConfigError> {
         Self::read(|name| std::env::var_os(name))
     }
@@ -121,7 +122,7 @@ impl Config {
         }
     }
 
-    /// Why a job cannot be taken: it names a tracker that this coordinator does not have.
+    /// Why a job cannot be accepted: it names a tracker that this coordinator lacks.
     pub fn refusal(&self, trackers: &Trackers) -> Option<String> {
         let required = |tracker: &Tracker| trackers.require(*tracker) && !self.has(*tracker);
         let lacking = Tracker::ALL.iter().copied().find(required)?;
@@ -135,7 +136,7 @@ impl Config {
         ))
     }
 
-    /// Adds the trackers that every run of this environment is reported to, as transformers does within a
+    /// Adds the trackers that every run in this environment reports to, as transformers does within a
     /// Kubeflow TrainJob.
     pub fn add_implied(&self, trackers: &mut Trackers) {
         let is_disabled = std::env::var("DISABLE_KUBEFLOW_INTEGRATION")
@@ -146,7 +147,7 @@ impl Config {
     }
 }
 
-/// The variable that names a tracker's address.
+/// The variable that holds a tracker's address.
 pub(crate) fn variable(tracker: Tracker) -> &'static str {
     match tracker {
         Tracker::TensorBoard => "nothing",
@@ -155,11 +156,11 @@ pub(crate) fn variable(tracker: Tracker) -> &'static str {
     }
 }
 
-/// The variables, and how to read them.
+/// The environment variables, with the function that reads them.
 struct Variables<F>(F);
 
 impl<F: Fn(&str) -> Option<OsString>> Variables<F> {
-    /// A variable's value; an empty one counts as not set.
+    /// A variable's value; an empty value counts as unset.
     fn text(&self, variable: &'static str) -> Result<Option<String>, ConfigError> {
         let Some(value) = (self.0)(variable).filter(|value| !value.is_empty()) else { return Ok(None) };
         let text = value.into_string().map_err(|_| error(variable, "expected text in UTF-8"))?;
@@ -186,7 +187,7 @@ impl<F: Fn(&str) -> Option<OsString>> Variables<F> {
         }))
     }
 
-    /// User and password win over the token, as in MLflow's client.
+    /// User and password take precedence over the token, as in MLflow's client.
     fn credential(&self) -> Result<Option<Credential>, ConfigError> {
         const USER: &str = "MLFLOW_TRACKING_USERNAME";
         const PASSWORD: &str = "MLFLOW_TRACKING_PASSWORD";

@@ -1,4 +1,4 @@
-//! The delivery of one job to one tracker: part after part of the job's log, each sent before the next one is
+//! The delivery of one job to one tracker: the job's log is sent part by part, each part before the next is
 //! read.
 
 use foil_common::spec::Tracker;
@@ -20,7 +20,7 @@ use crate::lease::Lease;
 use crate::plan::Work;
 use crate::rpc::results::Feed;
 
-/// Number of points that are held in memory; more are sent in several batches.
+/// Number of points held in memory; more are sent in several batches.
 const WINDOW: usize = 20_000;
 
 /// Dependencies of a delivery.
@@ -33,7 +33,7 @@ pub(super) struct Context {
 }
 
 impl Context {
-    /// Looks at a job's state.
+    /// Runs a query of a job's state.
     pub(super) async fn inspect<T: Send + 'static>(
         &self,
         job: &str,
@@ -44,7 +44,7 @@ impl Context {
     }
 }
 
-/// Where a job's points go.
+/// Destination of a job's points.
 #[derive(Debug)]
 enum Sink {
     TensorBoard(Writer),
@@ -61,17 +61,17 @@ pub(super) struct Session {
     running: Option<Running>,
 }
 
-/// The phase that runs, as far as its lines are read.
+/// The running phase, with the position up to which its lines have been read.
 #[derive(Debug)]
 struct Running {
     phase: String,
     attempt: u32,
-    /// Bytes of its lines that are read.
+    /// Number of bytes of its lines that have been read.
     from: usize,
     reader: StepReader,
 }
 
-/// Where [`Session::open`] connects to.
+/// Destination that [`Session::open`] connects to.
 #[derive(Debug, Clone)]
 pub(super) enum Target {
     TensorBoard,
@@ -95,7 +95,7 @@ impl Session {
                 let (writer, cursor) = Writer::open(cx.store.clone(), &job).await?;
                 (Sink::TensorBoard(writer), cursor)
             }
-            // The server says of each point whether it has it.
+            // The server knows for each point whether it has arrived.
             Target::Mlflow(api) => {
                 (Sink::Mlflow(Run::open(api.clone(), &job, &cx.lease).await?), Cursor::default())
             }
@@ -108,7 +108,7 @@ impl Session {
         self.cursor
     }
 
-    /// The address of the run's page, if the tracker has one.
+    /// The URL of the run's page, if the tracker has one.
     pub(super) fn page(&self) -> Option<String> {
         match &self.sink {
             Sink::TensorBoard(_) => None,
@@ -116,7 +116,7 @@ impl Session {
         }
     }
 
-    /// Delivers everything that there is now. True if the job has ended, and all of it is delivered.
+    /// Delivers everything available. True if the job has ended and has been delivered completely.
     pub(super) async fn deliver(&mut self, cx: &Context) -> Result<bool, Failure> {
         loop {
             let cursor = self.cursor;
@@ -151,7 +151,7 @@ impl Session {
         Ok(())
     }
 
-    /// Delivers a committed phase: its steps, its own metrics, and what it says of its round.
+    /// Delivers a committed phase: its steps, its own metrics, and its round's results.
     async fn phase(
         &mut self,
         facts: PhaseFacts,
@@ -182,7 +182,7 @@ impl Session {
         Ok(())
     }
 
-    /// Adds what the tracker shows of the round whose policy was evaluated, besides metrics.
+    /// Adds everything besides metrics that the tracker shows of the round whose policy was evaluated.
     async fn evaluated(&self, batch: &mut Batch, facts: &PhaseFacts, cx: &Context) -> Result<(), Failure> {
         match &self.sink {
             Sink::TensorBoard(_) => {
@@ -197,7 +197,7 @@ impl Session {
         Ok(())
     }
 
-    /// The next points of a committed phase's steps, and the last step that they are of.
+    /// The next points of a committed phase's steps, and the last step that they cover.
     async fn window(
         &self,
         facts: &PhaseFacts,
@@ -220,7 +220,7 @@ impl Session {
         });
         match read.await {
             Ok(()) => Ok((points, last)),
-            // Nobody can bring them back, and the rest is not lost with them.
+            // The lost steps cannot be recovered, and must not block the rest.
             Err(status) if matches!(status.code(), Code::DataLoss | Code::NotFound) => {
                 let (job, phase) = (&self.job.id, facts.phase.id.as_str());
                 tracing::warn!(
@@ -240,7 +240,8 @@ impl Session {
         StepReader::new(facts, offset, self.job.logging_steps)
     }
 
-    /// Delivers steps of the phase that runs, up to its last checkpoint. False if there are no more for now.
+    /// Delivers steps of the running phase, up to its last checkpoint. False if no more are available for
+    /// now.
     async fn steps(
         &mut self,
         facts: PhaseFacts,
@@ -258,7 +259,7 @@ impl Session {
         let (job, from) = (self.job.id.clone(), running.from);
         let lines = move |core: &Core| source::running_lines(core, &job, &phase, attempt, from);
         let lines = cx.driver.survey(lines).await.map_err(|_| Failure::obsolete())?;
-        // A new leader has not heard of all steps yet, or the phase is being committed or interrupted.
+        // A new leader has not received all steps yet, or the phase is being committed or interrupted.
         let Some(lines) = lines.filter(|lines| !lines.is_empty()) else {
             self.running = Some(running);
             return Ok(false);
@@ -283,7 +284,7 @@ impl Session {
     }
 }
 
-/// The failure of a read of the job's results.
+/// The failure to read the job's results.
 pub(super) fn own(status: &Status) -> Failure {
     match status.code() {
         Code::NotFound => Failure::obsolete(),

@@ -1,16 +1,16 @@
-//! When a tracker in trouble is tried again, and what is said of it.
+//! Retries and warnings for a failing tracker.
 
 use std::time::Duration;
 
 use foil_common::spec::Tracker;
 
-/// The first pause after a failure, and the longest one.
+/// Initial and maximum pause after failures.
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// A tracker in trouble is reported once in this time.
+/// Minimum time between two warnings about a failing tracker.
 const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Pauses that double with each failure in a row.
+/// Pauses that double with each consecutive failure.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Pause {
     failures: u32,
@@ -35,7 +35,7 @@ pub(super) struct Health {
     tracker: Tracker,
     pause: Pause,
     warned: Option<Duration>,
-    /// The current failure was already logged.
+    /// The current failure has been logged.
     is_told: bool,
 }
 
@@ -44,12 +44,12 @@ impl Health {
         Self { tracker, pause: Pause::default(), warned: None, is_told: false }
     }
 
-    /// Whether something may be sent to it.
+    /// Whether requests may be sent to the tracker.
     pub(super) fn is_open(&self, now: Duration) -> bool {
         self.pause.is_over(now)
     }
 
-    /// It was away. Several jobs that find this out at the same time count once.
+    /// Records that the tracker is unavailable. Several jobs that find this out at the same time count once.
     pub(super) fn away(&mut self, now: Duration) {
         if self.pause.is_over(now) {
             self.pause.after_failure(now);

@@ -1,5 +1,5 @@
-//! Requests to trackers' servers, with bounds on everything that a server could do: no redirection is
-//! followed, an answer has a size limit, and each request its time.
+//! Requests to trackers' servers, with bounds on everything that a server can cause: redirects are not
+//! followed, responses have a size limit, and requests have a timeout.
 
 use std::time::Duration;
 
@@ -14,29 +14,29 @@ use super::config::{Credential, Pem};
 use crate::lease::Lease;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Timeout of a request with its answer.
+/// Timeout of a request, including its response.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Size limit of an answer.
+/// Size limit of a response.
 const ANSWER_BYTES: usize = 8 << 20;
-/// Size limit of a server's own words in a message.
+/// Size limit of a server's own text in a message.
 const WORDS_BYTES: usize = 300;
 
 /// Why something could not be delivered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{why}")]
 pub(super) struct Failure {
-    /// For users and operators: without secrets, and on one line.
+    /// Message for users and operators: without secrets, on a single line.
     pub(super) why: String,
     pub(super) kind: FailureKind,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FailureKind {
-    /// The tracker is away, slow or overloaded.
+    /// The tracker is unavailable, slow or overloaded.
     Away,
-    /// The tracker does not take it; somebody must do something.
+    /// The tracker rejects the data; an operator must intervene.
     Refused,
-    /// This coordinator leads no longer, or the job is gone: nothing is wrong with the tracker.
+    /// This coordinator has stopped leading, or the job does not exist any more; the tracker is fine.
     Obsolete,
     /// The store or the driver failed.
     Own,
@@ -54,7 +54,7 @@ impl Failure {
     }
 }
 
-/// A server of a tracker.
+/// A tracker's server.
 #[derive(Debug, Clone)]
 pub(super) struct Server {
     client: Client,
@@ -63,7 +63,7 @@ pub(super) struct Server {
     credential: Option<Credential>,
 }
 
-/// A complete answer.
+/// A complete response.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) status: StatusCode,
@@ -78,7 +78,7 @@ impl Server {
         ca: Option<&Pem>,
         credential: Option<Credential>,
     ) -> Result<Self, String> {
-        // A redirection could lead to what only this machine reaches, with the credential.
+        // A redirect could lead to hosts that only this machine can reach, and would carry the credential.
         let mut builder = Client::builder()
             .redirect(Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)
@@ -92,7 +92,7 @@ impl Server {
         Ok(Self { client, name, credential })
     }
 
-    /// The server, known by another credential.
+    /// The same server with another credential.
     pub(super) fn with_credential(&self, credential: Credential) -> Self {
         Self { credential: Some(credential), ..self.clone() }
     }
@@ -109,7 +109,7 @@ impl Server {
         with_json(self.client.put(url), body)
     }
 
-    /// Sends a request, as long as this coordinator certainly leads.
+    /// Sends a request, provided that this coordinator certainly leads.
     pub(super) async fn send(&self, request: RequestBuilder, lease: &Lease) -> Result<Answer, Failure> {
         if !lease.is_valid() {
             return Err(Failure::obsolete());
@@ -121,7 +121,7 @@ impl Server {
         };
         tokio::select! {
             answer = self.answer(request) => answer,
-            // The next leader asks what has arrived; nothing may arrive after that.
+            // The next leader asks the server what has arrived; nothing may arrive after that.
             () = lease.expired() => Err(Failure::obsolete()),
         }
     }
@@ -147,7 +147,7 @@ impl Server {
         let parsed = if body.is_empty() { Ok(Value::Null) } else { serde_json::from_slice(&body) };
         match parsed {
             Ok(body) => Ok(Answer { status, body }),
-            // Proxies answer in HTML; the status says enough then.
+            // Proxies answer in HTML; the status is then sufficient.
             Err(_) if !status.is_success() => Ok(Answer { status, body: Value::Null }),
             Err(_) => {
                 let why = format!("{}'s answer is not JSON; is this the address of its API?", self.name);
@@ -160,7 +160,7 @@ impl Server {
         if error.is_timeout() {
             return Failure::new(FailureKind::Away, format!("{} does not answer in time", self.name));
         }
-        // The cause is deep inside, such as a refused connection or a certificate.
+        // The useful cause, such as a refused connection or a certificate error, is the innermost one.
         let error = error.without_url();
         let mut cause: &dyn std::error::Error = &error;
         while let Some(inner) = cause.source() {
@@ -170,7 +170,7 @@ impl Server {
         Failure::new(FailureKind::Away, self.shown(&why))
     }
 
-    /// The failure that an answer's status tells, with the server's own words.
+    /// The failure for a response's status, including the server's own message.
     pub(super) fn refusal(&self, answer: &Answer, advice: &str) -> Failure {
         let words = answer.body["message"].as_str().unwrap_or_default();
         let words = &words[..words.floor_char_boundary(WORDS_BYTES)];
@@ -186,7 +186,7 @@ impl Server {
         Failure::new(kind, self.shown(&why))
     }
 
-    /// A text without secrets, whoever wrote it.
+    /// The text with secrets removed, whatever its origin.
     fn shown(&self, text: &str) -> String {
         let mut text = redact::secrets(text).into_owned();
         for secret in self.credential.iter().flat_map(Credential::secrets).filter(|secret| !secret.is_empty())
@@ -220,7 +220,7 @@ mod tests {
         Lease::new(clock, clock.now().mono + Duration::from_secs(seconds))
     }
 
-    /// A server that answers everything alike, and the number of its requests.
+    /// A server that gives the same answer to every request, and the number of its requests.
     async fn server(
         status: u16,
         header: (&'static str, &'static str),

@@ -1,8 +1,8 @@
 //! The progress of a Kubeflow TrainJob.
 //!
-//! Within a TrainJob's pod, Kubeflow Trainer (2.2 or later, with the gate TrainJobStatus) gives an address, a
-//! token and a CA by environment variables. A status that is posted there replaces the one before it, so
-//! there is nothing to deliver twice: the latest one counts.
+//! In a TrainJob's pod, Kubeflow Trainer (2.2 or later, with the feature gate TrainJobStatus) provides an
+//! address, a token and a CA through environment variables. Each status posted there replaces the previous
+//! one, so duplicates are harmless: the latest one counts.
 
 use foil_proto::v1;
 use serde_json::{Value, json};
@@ -21,7 +21,7 @@ const NAME: &str = "Kubeflow Trainer";
 const ADVICE: &str = "the token of KUBEFLOW_TRAINER_SERVER_TOKEN must be that of a pod of the TrainJob";
 /// Size limit of the token's file.
 const TOKEN_BYTES: u64 = 64 << 10;
-/// Maximum number of metrics of a status.
+/// Maximum number of metrics in a status.
 const METRICS: usize = 64;
 
 /// The status endpoint of a TrainJob.
@@ -34,11 +34,11 @@ pub(super) struct TrainJob {
 /// A job's progress.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Progress {
-    /// From 0 to 100; 100 for a job that has succeeded only.
+    /// From 0 to 100; 100 only for a job that has succeeded.
     percent: u32,
     remaining_seconds: Option<u64>,
     metrics: Vec<(String, f64)>,
-    /// The job's last one.
+    /// True for the job's final status.
     pub(super) is_last: bool,
 }
 
@@ -59,7 +59,7 @@ impl TrainJob {
         }
     }
 
-    /// The token; its file is read each time, because it is renewed.
+    /// The token. Its file is read each time, because the token is renewed.
     async fn token(&self) -> Result<String, Failure> {
         let file = &self.config.token_file;
         let failed = |problem: String| {
@@ -123,7 +123,7 @@ fn metrics(state: &JobState, running: Option<&v1::PhaseProgress>) -> Vec<(String
         metrics
             .extend(told.step.iter().map(|metric| (names::of_step(phase.work, &metric.name), metric.value)));
     }
-    // Those of the last evaluation stay while the next round runs.
+    // The metrics of the last evaluation stay while the next round runs.
     let mut evaluated = state.phases.iter().zip(&state.committed).rev();
     let evaluated = evaluated.find(|(phase, _)| phase.work == Work::EvaluatePolicy);
     if let Some((phase, done)) = evaluated {

@@ -1,7 +1,7 @@
-//! The deliveries of a leader: of every job to every tracker that it names, until the job has ended and the
-//! tracker has all of it.
+//! The deliveries of a leader: every job is delivered to every tracker that it names, until the job has ended
+//! and the tracker has received all of it.
 //!
-//! Nothing waits for a tracker. What is to be delivered waits in the log, and no delivery holds more than a
+//! Nothing waits for a tracker. Undelivered data stays in the log, and a delivery holds no more than one
 //! batch of it in memory.
 
 use std::collections::{HashMap, HashSet};
@@ -23,18 +23,18 @@ use super::source::{Cursor, Mark};
 use crate::clock::{Clock, Now};
 use crate::job::JobState;
 
-/// Time between two looks at the jobs.
+/// Interval between two checks of the jobs.
 const TICK: Duration = Duration::from_millis(500);
-/// Number of jobs that are delivered to one tracker at a time.
+/// Number of jobs delivered to one tracker at the same time.
 const PARALLEL: usize = 4;
 /// Time between two reports of progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
-/// Time after its end for which a job's delivery is tried.
+/// How long after a job's end its delivery is still retried.
 const GIVE_UP: Duration = Duration::from_secs(7 * 24 * 3600);
 
 type Key = (String, Tracker);
 
-/// A job that is reported somewhere.
+/// A job that names trackers.
 struct Candidate {
     id: String,
     trackers: Vec<Tracker>,
@@ -45,20 +45,20 @@ struct Candidate {
 #[derive(Debug, Default)]
 struct Delivery {
     stage: Stage,
-    /// The tracker has refused it.
+    /// Pause after the tracker refused the job's data.
     pause: Pause,
-    /// Since when there was something to deliver, by the monotonic clock.
+    /// When undelivered data first appeared, on the monotonic clock.
     behind_since: Option<Duration>,
     state: State,
 }
 
 #[derive(Debug, Default)]
 enum Stage {
-    /// Nothing is known of what has arrived.
+    /// It is unknown what has arrived.
     #[default]
     Unknown,
     Idle(Box<Session>),
-    /// Progress was reported at this time.
+    /// Time of the last progress report.
     Reported(Duration),
     AtWork,
     Complete,
@@ -73,11 +73,11 @@ enum Done {
     Reported {
         is_last: bool,
     },
-    /// An earlier leader has delivered all of it.
+    /// An earlier leader has completed the delivery.
     WasComplete,
 }
 
-/// Where deliveries go to.
+/// Destination of deliveries.
 #[derive(Debug, Clone)]
 pub(super) enum Destination {
     Points(Target),
@@ -93,7 +93,7 @@ impl Destination {
     }
 }
 
-/// One term of a leader.
+/// A leader's deliveries during one term.
 pub(super) struct Leader {
     destinations: Vec<Destination>,
     cx: Context,
@@ -101,7 +101,7 @@ pub(super) struct Leader {
     board: Board,
     deliveries: HashMap<Key, Delivery>,
     health: HashMap<Tracker, Health>,
-    /// Jobs that are delivered to all of their trackers.
+    /// Jobs that have been delivered to all of their trackers.
     complete: Arc<HashSet<String>>,
     tasks: JoinSet<(Key, Result<Done, Failure>)>,
 }
@@ -124,7 +124,7 @@ impl Leader {
         }
     }
 
-    /// Delivers until the driver has ended.
+    /// Delivers until the driver has stopped.
     pub(super) async fn run(mut self) {
         let driver = self.cx.driver.clone();
         let mut ticks = interval(TICK);
@@ -154,7 +154,7 @@ impl Leader {
         self.show(self.clock.now());
     }
 
-    /// The jobs that are not delivered yet.
+    /// The jobs that have not been delivered completely.
     async fn candidates(&self) -> Result<Vec<Candidate>, crate::driver::Stopped> {
         let complete = Arc::clone(&self.complete);
         let oldest = self.clock.now().wall.saturating_sub(GIVE_UP.as_millis() as u64);
@@ -178,7 +178,7 @@ impl Leader {
         survey.await
     }
 
-    /// Forgets deliveries of jobs that are gone or given up.
+    /// Removes deliveries of jobs that no longer exist or have been given up.
     fn forget(&mut self, candidates: &[Candidate]) {
         let known: HashSet<&str> = candidates.iter().map(|candidate| candidate.id.as_str()).collect();
         let board = &self.board;
@@ -195,7 +195,7 @@ impl Leader {
         let mut is_complete = true;
         for tracker in &candidate.trackers {
             let destination = self.destinations.iter().find(|found| found.tracker() == *tracker).cloned();
-            // The job says `all`, or another coordinator has taken it.
+            // The job says `all`, or another coordinator accepted it.
             let Some(destination) = destination else { continue };
             is_complete &= self.destination(candidate, &destination, now);
         }
@@ -204,7 +204,7 @@ impl Leader {
         }
     }
 
-    /// Starts a task if there is something to deliver. True if the delivery is complete.
+    /// Starts a task if there is data to deliver. True if the delivery is complete.
     fn destination(&mut self, candidate: &Candidate, destination: &Destination, now: Now) -> bool {
         let key = (candidate.id.clone(), destination.tracker());
         let at_work = self.at_work(destination.tracker());
@@ -286,7 +286,7 @@ impl Leader {
         }
     }
 
-    /// Sets the gauges of what is behind.
+    /// Sets the gauges of undelivered data.
     fn show(&self, now: Now) {
         for destination in &self.destinations {
             let tracker = destination.tracker();
@@ -310,7 +310,7 @@ impl Delivery {
     }
 }
 
-/// One delivery of what there is now.
+/// Delivers what is available.
 async fn work(
     job: &str,
     destination: &Destination,
@@ -320,7 +320,7 @@ async fn work(
     cx: &Context,
 ) -> Result<Done, Failure> {
     let tracker = destination.tracker();
-    // Another leader may have finished the work.
+    // Another leader may have completed the work.
     let is_first = matches!(stage, Stage::Unknown);
     if is_first && has_ended && Receipt::read(&cx.store, job, tracker).await.map_err(own)?.is_some() {
         return Ok(Done::WasComplete);
@@ -351,7 +351,7 @@ async fn work(
     Ok(done)
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "map_err gives it")]
+#[expect(clippy::needless_pass_by_value, reason = "map_err passes it by value")]
 fn own(error: StoreError) -> Failure {
     Failure::new(FailureKind::Own, format!("the store failed: {error}"))
 }

@@ -1,16 +1,16 @@
 //! Experiment trackers: a job's metrics in TensorBoard, MLflow and Kubeflow Trainer.
 //!
-//! Everything is read from the coordinator's log and from the artifacts that it names, and delivered in the
-//! log's order, by the leader alone: each value of a metric arrives once, whatever dies meanwhile.
+//! Everything is read from the coordinator's log and the artifacts that it names. The leader alone delivers
+//! it, in log order: each value of a metric arrives once, whichever process dies in between.
 //!
-//! - [`source`] says what the log has after a place in it, and [`points`] makes points of it.
-//! - A [`delivery::Session`] brings them to a tracker, and finds out at its start what has arrived.
-//! - [`leader`] runs the deliveries. One that fails is tried again, also long after the job's end; a tracker
-//!   that is away, slow or talks nonsense delays nothing but its own deliveries.
+//! - [`source`] returns what follows a position in the log, and [`points`] converts it to points.
+//! - A [`delivery::Session`] sends them to a tracker, after asking it what has arrived already.
+//! - [`leader`] runs the deliveries. Failed deliveries are retried, even long after the job's end. A tracker
+//!   that is unavailable, slow or returns nonsense delays only its own deliveries.
 //!
-//! Where a tracker is and by which secret it knows the coordinator, [`Config`] takes from the coordinator's
-//! environment; jobs only name trackers. A job cannot make the coordinator write files either: TensorBoard's
-//! event files are objects in the store.
+//! [`Config`] reads the address of a tracker and the coordinator's credentials for it from the coordinator's
+//! environment; jobs only name trackers. Nor can a job make the coordinator write files: TensorBoard's event
+//! files are objects in the store.
 
 mod batch;
 mod board;
@@ -44,7 +44,7 @@ use crate::clock::Clock;
 use crate::leadership::LeadershipHandle;
 use crate::rpc::results::Feed;
 
-/// Time between two looks at whether this process leads.
+/// Interval between two checks of whether this process leads.
 const LEADERSHIP_POLL: Duration = Duration::from_millis(500);
 
 /// The sources that deliveries read, and the board on which they report their status.
@@ -96,7 +96,7 @@ impl Trackers {
         }
     }
 
-    /// One term, or a short while without the lead.
+    /// Delivers during one term, or waits briefly if this process does not lead.
     async fn lead(&self) {
         let Sources { leadership, feed, store, .. } = &self.sources;
         match leadership.leading() {
@@ -109,7 +109,7 @@ impl Trackers {
     }
 }
 
-/// TensorBoard's event files of a job, after the first `skip`.
+/// A job's TensorBoard event files, starting after the first `skip`.
 pub(crate) async fn event_files(
     store: &Store,
     job: &str,

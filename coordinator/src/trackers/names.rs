@@ -1,12 +1,12 @@
-//! Names of metrics in trackers: the model and what is done with it, then the metric. A metric that TRL logs
-//! too has its name there.
+//! Names of metrics in trackers: the model and its activity, then the metric. Metrics that TRL also logs use
+//! TRL's names.
 
 use crate::plan::Work;
 
-/// Size limit of a metric's name: MLflow takes 250 bytes.
+/// Size limit of a metric's name: MLflow accepts 250 bytes.
 const NAME_BYTES: usize = 160;
 
-/// Foil's metrics by their names in TRL: those of the GRPO and RLOO trainers. `kl` is per token there, and
+/// Maps Foil's metrics to their names in TRL's GRPO and RLOO trainers. There, `kl` is per token and
 /// `objective/kl` per completion.
 const TRL: [(&str, &str); 7] = [
     ("reward_mean", "reward"),
@@ -18,12 +18,12 @@ const TRL: [(&str, &str); 7] = [
     ("kl", "objective/kl"),
 ];
 
-/// The name of a metric of training steps; its axis is the optimizer's steps of all rounds.
+/// The name of a training-step metric; its axis is the optimizer steps of all rounds.
 pub(super) fn of_step(work: Work, metric: &str) -> String {
     format!("{}/train/{}", model(work), allowed(metric))
 }
 
-/// The name of a metric of a whole phase; its axis is the rounds.
+/// The name of a phase metric; its axis is the rounds.
 pub(super) fn of_phase(work: Work, metric: &str) -> String {
     let known = TRL.iter().find(|(own, _)| *own == metric && !work.is_gang());
     let metric = known.map_or_else(|| allowed(metric), |(_, name)| (*name).to_owned());
@@ -57,8 +57,8 @@ fn part(work: Work) -> &'static str {
     }
 }
 
-/// A rank's name of a metric as every tracker takes it: letters, digits, '_', '-', '.' and single slashes
-/// between parts that are no '.' or '..'.
+/// A rank's metric name in a form that every tracker accepts: letters, digits, '_', '-', '.' and single
+/// slashes between parts that are neither '.' nor '..'.
 fn allowed(metric: &str) -> String {
     let letter = |letter: char| match letter {
         _ if letter.is_ascii_alphanumeric() || "_-.".contains(letter) => letter,

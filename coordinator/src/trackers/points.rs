@@ -1,4 +1,4 @@
-//! Points of metrics, from the lines of a phase's steps and from the metrics of phases.
+//! Points of metrics, made from the lines of a phase's steps and from the metrics of phases.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,9 +9,9 @@ use serde_json::{Map, Value};
 use super::names;
 use super::source::PhaseFacts;
 
-/// Fields of a line that are no metrics.
+/// Fields of a line that are not metrics.
 const LABELS: [&str; 5] = ["phase", "round", "attempt", "step", "steps"];
-/// Maximum number of metrics of a phase's steps.
+/// Maximum number of metrics in a phase's steps.
 const MAX_METRICS: usize = 128;
 
 /// One value of a metric.
@@ -25,16 +25,16 @@ pub(super) struct Point {
     pub(super) at: u64,
 }
 
-/// Reads the lines of a phase's steps in their order, and makes points of them.
+/// Reads the lines of a phase's steps in order and converts them to points.
 #[derive(Debug)]
 pub(super) struct StepReader {
     facts: PhaseFacts,
-    /// Steps of the phases before it on the same axis.
+    /// Number of steps in earlier phases on the same axis.
     offset: u64,
     logging_steps: u64,
     keys: BTreeMap<String, Arc<str>>,
     last: u64,
-    /// Index of the start that the last step came after, and the time of training since then.
+    /// Index of the attempt start that precedes the last step, and the training time since then.
     start: usize,
     seconds: f64,
 }
@@ -44,9 +44,9 @@ pub(super) struct StepReader {
 pub(super) enum Line {
     /// The step was read.
     Step(u64),
-    /// It comes after the last wanted step.
+    /// The step comes after the last wanted one.
     Beyond,
-    /// It is no step's line, or one that was read before.
+    /// The line is not a step's, or was read before.
     Other,
 }
 
@@ -57,11 +57,11 @@ impl StepReader {
         Self { facts, offset, logging_steps, keys, last: 0, start: 0, seconds: 0.0 }
     }
 
-    /// Takes in a line; its points go to `points` if the step is in `wanted` (after the first, up to the
-    /// second).
+    /// Reads a line and adds its points to `points` if the step is in `wanted` (after the first, up to and
+    /// including the second).
     ///
     /// # Errors
-    /// It is no JSON object.
+    /// The line is not a JSON object.
     pub(super) fn line(
         &mut self,
         line: &[u8],
@@ -101,7 +101,7 @@ impl StepReader {
         self.seconds += seconds;
     }
 
-    /// When the last step was taken: lines have no times, but their steps' durations.
+    /// When the last step was taken, computed from durations because lines carry no times.
     fn time(&self) -> u64 {
         let started = self.facts.starts.get(self.start).map_or(0, |(at, _)| *at);
         let at = started.saturating_add((self.seconds * 1000.0) as u64);
@@ -133,7 +133,7 @@ pub(super) fn of_phase(facts: &PhaseFacts, metrics: &[v1::Metric]) -> Vec<Point>
         point(key, metric.value).into_iter().chain(error)
     };
     let mut points: Vec<Point> = metrics.iter().flat_map(of_metric).collect();
-    // Each name once, whatever ranks report.
+    // Each name only once, whatever the ranks report.
     points.sort_by(|a, b| a.key.cmp(&b.key));
     points.dedup_by(|a, b| a.key == b.key);
     points
@@ -180,7 +180,7 @@ mod tests {
                 (key(), 105, 50.5, 94_000)
             ]
         );
-        assert_eq!(read(&mut reader, &[5, 4], (0, u64::MAX)), [], "those were read");
+        assert_eq!(read(&mut reader, &[5, 4], (0, u64::MAX)), [], "those were already read");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Completions and distributions of rewards of a round, as trackers show them.
+//! Completions and reward distributions of a round, as trackers show them.
 
 use std::fmt::Write;
 
@@ -15,11 +15,11 @@ pub(super) struct Completions {
     pub(super) round: u32,
     /// Milliseconds since the Unix epoch.
     pub(super) at: u64,
-    /// At least one.
+    /// Never empty.
     pub(super) rows: Vec<v1::CompletionRow>,
 }
 
-/// The completions of the round whose policy was evaluated last; none if the job wants none.
+/// The completions of the round whose policy was evaluated last; none if the job asks for none.
 pub(super) async fn completions(
     job: &JobFacts,
     facts: &PhaseFacts,
@@ -68,7 +68,7 @@ fn source(source: RewardSource) -> Option<&'static str> {
     })
 }
 
-/// A prompt's messages, a line each with its role.
+/// A prompt's messages, one line each with its role.
 pub(super) fn prompt(row: &v1::CompletionRow) -> String {
     let mut text = String::new();
     for message in &row.prompt {
@@ -77,7 +77,7 @@ pub(super) fn prompt(row: &v1::CompletionRow) -> String {
     text
 }
 
-/// A prompt and its completions with their figures, as one text.
+/// A prompt and its completions with their metrics, as one text.
 pub(super) fn text(row: &v1::CompletionRow) -> String {
     let mut text = prompt(row);
     for completion in &row.completions {

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-/// Settings by their dotted paths in the job file, without those that are empty and without the trackers
-/// themselves.
+/// Settings by their dotted paths in the job file, except empty ones and the trackers themselves.
 pub(super) fn flat(spec: &Value) -> BTreeMap<String, Value> {
     let mut settings = BTreeMap::new();
     add("", spec, &mut settings);
@@ -20,7 +19,7 @@ fn add(at: &str, value: &Value, settings: &mut BTreeMap<String, Value>) {
                 let at = if at.is_empty() { name.clone() } else { format!("{at}.{name}") };
                 add(&at, value, settings);
             }
-            // The name of a method says something without settings too.
+            // The name of a method is informative even without settings.
             let is_method = at.starts_with("policy_step.") || at.starts_with("reward_step.");
             if fields.is_empty() && is_method {
                 settings.insert(at.to_owned(), Value::Bool(true));

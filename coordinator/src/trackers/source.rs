@@ -1,9 +1,9 @@
-//! Reads what a tracker has not received yet from a job's state. Pure: a state and a position in it go in,
+//! Reads from a job's state what a tracker has not received yet. Pure: a state and a position in it go in,
 //! the next batch comes out.
 //!
-//! Two things of a log never change, and only they are sent: a committed phase, and the steps of a training
-//! phase up to its last checkpoint. Whoever continues after a checkpoint reports the same steps with the same
-//! figures before it, since the checkpoint holds them. Steps after it may be taken again.
+//! Only the two parts of a log that never change are sent: committed phases, and the steps of a training
+//! phase up to its last checkpoint. An attempt that continues after a checkpoint reports the earlier steps
+//! with the same values, because the checkpoint contains them. Steps after it may be repeated.
 
 use foil_proto::v1;
 use serde::{Deserialize, Serialize};
@@ -13,21 +13,21 @@ use crate::driver::whole_lines;
 use crate::job::{JobState, JobStatus, Outcome, SpanEnd};
 use crate::plan::{Phase, Work};
 
-/// Bytes of lines that are asked of the driver at a time.
+/// Maximum number of bytes of lines requested from the driver at a time.
 const LINES_BYTES: usize = 256 << 10;
 
-/// A place in a job's log: everything before it is delivered.
+/// A position in a job's log: everything before it has been delivered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) struct Cursor {
-    /// Number of whole phases.
+    /// Number of completely delivered phases.
     pub(super) phases: u32,
-    /// Last step of the phase after them.
+    /// Last delivered step of the next phase.
     pub(super) steps: u64,
-    /// The job's end too.
+    /// Whether the job's end has been delivered.
     pub(super) ended: bool,
 }
 
-/// Optimizer steps of whole phases, by model.
+/// Number of optimizer steps in completed phases, by model.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct StepCounts {
     sft: u64,
@@ -36,7 +36,7 @@ pub(super) struct StepCounts {
 }
 
 impl StepCounts {
-    /// Those of the first phases of a job.
+    /// The steps of a job's first `phases` phases.
     pub(super) fn until(state: &JobState, phases: u32) -> Self {
         let mut counts = Self::default();
         let done = state.phases.iter().zip(&state.committed).take(phases as usize);
@@ -62,13 +62,13 @@ impl StepCounts {
         }
     }
 
-    /// Counts a phase that is delivered.
+    /// Counts a delivered phase.
     pub(super) fn passed(&mut self, facts: &PhaseFacts, metrics: &[v1::Metric]) {
         self.add(facts.phase.work, steps_of(&facts.phase, metrics));
     }
 }
 
-/// The steps that a phase took: ranks know better than the plan.
+/// The number of steps that a phase took: the ranks' report takes precedence over the plan.
 fn steps_of(phase: &Phase, metrics: &[v1::Metric]) -> u64 {
     let told = metrics.iter().find(|metric| metric.name == "steps").map(|metric| metric.value);
     let told = told.filter(|steps| steps.fract() == 0.0 && (0.0..1e12).contains(steps));
@@ -79,8 +79,8 @@ fn steps_of(phase: &Phase, metrics: &[v1::Metric]) -> u64 {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct PhaseFacts {
     pub(super) phase: Phase,
-    /// Start, in milliseconds since the Unix epoch, and the step after which training continued: of each
-    /// attempt that ran it, in order.
+    /// For each attempt that ran the phase, in order: its start in milliseconds since the Unix epoch, and
+    /// the step after which training continued.
     pub(super) starts: Vec<(u64, u64)>,
     /// Milliseconds since the Unix epoch.
     pub(super) committed_at: Option<u64>,
@@ -101,7 +101,7 @@ impl PhaseFacts {
     }
 }
 
-/// The next part of a job's log after a place.
+/// The next part of a job's log after a position.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Next {
     Phase {
@@ -109,7 +109,7 @@ pub(super) enum Next {
         metrics: Vec<v1::Metric>,
         steps: Option<v1::Object>,
     },
-    /// Steps of the phase that runs in `attempt`, up to a checkpoint.
+    /// Steps of the running phase in `attempt`, up to a checkpoint.
     Steps {
         facts: PhaseFacts,
         attempt: u32,
@@ -184,14 +184,14 @@ impl Mark {
         }
     }
 
-    /// Whether there is something after a place.
+    /// Whether there is anything after a position.
     pub(super) fn is_after(&self, cursor: Cursor) -> bool {
         let more = self.phases > cursor.phases || self.ended_at.is_some() || self.checkpoint > cursor.steps;
         more && !cursor.ended
     }
 }
 
-/// Lines of the running phase's steps from the byte `from` on, if `attempt` runs it; at most so many bytes,
+/// Lines of the running phase's steps, starting at byte `from`, if `attempt` is running it; limited in size,
 /// but at least one line.
 pub(super) fn running_lines(
     core: &Core,
@@ -239,7 +239,7 @@ mod tests {
         assert!(!has_more(&state, cursor) && next(&state, cursor) == Next::Nothing, "steps may be lost");
         state.apply(&event(20, checkpoint(&state, 7, 1))).unwrap();
         broken(&mut state, 30, 1);
-        assert!(!has_more(&state, cursor), "nobody reports steps between two attempts");
+        assert!(!has_more(&state, cursor), "no rank reports steps between two attempts");
         start(&mut state, 40, 2);
         let Next::Steps { facts, attempt: 2, until: 7 } = next(&state, cursor) else { panic!() };
         assert_eq!((facts.starts.as_slice(), facts.committed_at), (&[(10, 0), (40, 7)][..], None));
@@ -288,7 +288,7 @@ mod tests {
             (planned(Work::Sft), planned(Work::TrainReward))
         );
         assert_eq!(counts.of(Work::ScorePolicy), 0);
-        // Step by step it is the same.
+        // Counting phase by phase gives the same result.
         let mut passed = StepCounts::default();
         for (index, done) in (0..).zip(&state.committed) {
             passed.passed(&PhaseFacts::of(&state, index).unwrap(), &done.metrics);

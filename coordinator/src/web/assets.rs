@@ -1,5 +1,5 @@
-//! The files of the web UI, as its build writes them. They hold no data, and need no authentication: what the
-//! page shows it asks of the gRPC services, as whoever it is.
+//! The files of the web UI, as built. They contain no data and need no authentication: the page gets its data
+//! from the gRPC services with its user's credentials.
 
 use std::sync::LazyLock;
 
@@ -13,13 +13,13 @@ pub const INDEX_HTML: &str = include_str!("../../ui/dist/index.html");
 pub const APP_JS: &str = include_str!("../../ui/dist/app.js");
 pub const APP_CSS: &str = include_str!("../../ui/dist/app.css");
 
-/// Paths of the page, which shows by the path what was asked for, and of its files. Those below `/jobs/` are
+/// Paths of the page, which decides by the path what to show, and of its files. Paths below `/jobs/` are
 /// pages too.
 pub const PATHS: [&str; 4] = ["/", "/workers", "/app.js", "/app.css"];
 pub const JOB_PATHS: &str = "/jobs/";
 
-/// The page loads its own files only, and asks its own origin only. Nothing is inline, so that no text of a
-/// completion can become a script.
+/// The page loads files and sends requests only within its own origin. Nothing is inline, so that no text of
+/// a completion can become a script.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
                       img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
@@ -28,13 +28,13 @@ const HEADERS: [(HeaderName, &str); 6] = [
     (header::CONTENT_SECURITY_POLICY, POLICY),
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     (header::REFERRER_POLICY, "no-referrer"),
-    // Asked for again each time: a new version of the coordinator has a new page.
+    // Revalidated each time, because a new version of the coordinator has a new page.
     (header::CACHE_CONTROL, "no-cache"),
     (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
 ];
 
-/// A file with the tag by which a browser knows that it has it.
+/// A file with its entity tag, by which a browser recognizes a cached copy.
 struct Asset {
     kind: &'static str,
     content: &'static str,

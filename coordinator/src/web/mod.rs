@@ -18,7 +18,7 @@ use tonic::service::Routes;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Readiness {
     Ready,
-    /// It serves, but some requests cannot be completed, for this reason.
+    /// The coordinator serves, but some requests cannot be completed, for this reason.
     Degraded(String),
     Waiting(String),
 }
@@ -30,9 +30,9 @@ struct Pages {
     readiness: Arc<dyn Fn() -> Readiness + Send + Sync>,
 }
 
-/// The web UI, `/metrics` in Prometheus' text format, `/healthz` (the process answers; it touches nothing
-/// else) and `/readyz` (503 with the reason until `readiness` says ready; a second line names the directory
-/// of a local run, for the pages' advice).
+/// The web UI, `/metrics` in Prometheus' text format, `/healthz` (succeeds if the process responds; checks
+/// nothing else) and `/readyz` (503 with the reason until `readiness` reports ready; a second line names the
+/// directory of a local run, which the pages show in their advice).
 pub fn router(
     metrics: PrometheusHandle,
     run_directory: Option<String>,
@@ -48,7 +48,7 @@ pub fn router(
         .merge(assets::router())
 }
 
-/// The gRPC services and the pages as one, for a tonic server that accepts HTTP/1 (browsers, Prometheus,
+/// Combines the gRPC services and the pages, for a tonic server that accepts HTTP/1 (browsers, Prometheus,
 /// probes).
 pub fn merge(mut services: Routes, pages: Router) -> Routes {
     let router = services.axum_router_mut();
@@ -56,8 +56,7 @@ pub fn merge(mut services: Routes, pages: Router) -> Routes {
     services
 }
 
-/// Answers requests that are not gRPC with an HTTP status: 415 for a call of a service, 404 for any other
-/// path.
+/// Answers non-gRPC requests with an HTTP status: 415 for a call of a service, 404 for any other path.
 async fn grpc_only(request: Request, next: Next) -> Response {
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     if kind.is_some_and(is_grpc) {
@@ -78,7 +77,7 @@ async fn grpc_only(request: Request, next: Next) -> Response {
     .into_response()
 }
 
-/// `application/grpc`, alone or with an encoding after it, and not `application/grpc-web`.
+/// True for `application/grpc`, alone or with an encoding suffix, but not for `application/grpc-web`.
 fn is_grpc(kind: &str) -> bool {
     let rest = kind.trim().to_ascii_lowercase();
     rest.strip_prefix("application/grpc")
@@ -188,7 +187,7 @@ mod tests {
             ] {
                 assert!(answer.contains(header), "{path} lacks {header}: {answer}");
             }
-            assert!(!answer.contains("access-control-"), "no other origin is let in");
+            assert!(!answer.contains("access-control-"), "no other origin is admitted");
             assert!(ask(address, "POST", path).await.starts_with("HTTP/1.1 405"), "{path}");
         }
         let posted = ask(address, "POST", "/grpc.health.v1.Health/Check").await;

@@ -1,4 +1,4 @@
-//! The audit log with a store that takes nothing.
+//! The audit log with a store that accepts no writes.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -89,16 +89,16 @@ async fn calls_go_on_while_the_store_takes_nothing_and_what_is_lost_is_counted()
         backend.fails.store(fails, Ordering::SeqCst);
         let (log, task) = AuditLog::start(Some(&AuditFile::Path(path.clone())), store.clone()).unwrap();
         for method in ["a", "b", "c"] {
-            // Takes no time: there is nothing to wait for.
+            // Returns immediately, because there is nothing to wait for.
             log.record(record(method), SystemTime::UNIX_EPOCH);
         }
         drop(log);
         task.await.unwrap();
         assert_eq!(lost(), expected);
     }
-    assert_eq!(stored(&store).await, ["a", "b", "c"], "what came after the failure");
+    assert_eq!(stored(&store).await, ["a", "b", "c"], "records after the failure");
     let file = methods(&fs::read_to_string(&path).unwrap());
-    assert_eq!(file, ["a", "b", "c", "a", "b", "c"], "the file has all of it");
+    assert_eq!(file, ["a", "b", "c", "a", "b", "c"], "the file has all records");
 }
 
 #[tokio::test]
@@ -107,7 +107,7 @@ async fn a_backlog_is_bounded_and_what_finds_no_room_is_counted() {
     let figures = recorder.handle();
     let _recorder = metrics::set_default_local_recorder(&recorder);
     let (log, task) = AuditLog::start(None, Store::in_memory()).unwrap();
-    // The task that writes has no turn in between.
+    // The writer task gets no turn in between.
     for _ in 0..BACKLOG + 7 {
         log.record(record("m"), SystemTime::UNIX_EPOCH);
     }

@@ -8,10 +8,10 @@ use super::JwtConfig;
 use crate::auth::principal::{Principal, Role, Source, check_name};
 use crate::tenant::Tenant;
 
-/// Difference of the clocks of the issuer and of this machine that is borne.
+/// Tolerated clock difference between the issuer and this machine.
 pub(super) const LEEWAY: Duration = Duration::from_secs(30);
 
-/// The principal of verified claims, or the reason why they name none.
+/// The principal named by verified claims, or the reason why they name none.
 pub(super) fn principal(
     claims: &Map<String, Value>,
     config: &JwtConfig,
@@ -44,7 +44,7 @@ pub(super) fn principal(
     Ok(Principal { name: name.to_owned(), tenant, role, source: Source::Jwt, expires: Some(expires) })
 }
 
-/// A time in seconds since 1970, which may have a fraction.
+/// A time in seconds since 1970, possibly fractional.
 fn time(claims: &Map<String, Value>, name: &str) -> Result<Option<SystemTime>, String> {
     let Some(value) = claims.get(name) else { return Ok(None) };
     let seconds = value.as_f64().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
@@ -54,7 +54,7 @@ fn time(claims: &Map<String, Value>, name: &str) -> Result<Option<SystemTime>, S
     at.map(Some).ok_or_else(|| format!("its claim {name} is no time"))
 }
 
-/// A claim by its name, or by the path to it, as `realm_access.roles`.
+/// A claim by its name, or by a path such as `realm_access.roles`.
 fn find<'a>(claims: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
     claims.get(name).or_else(|| {
         let (outer, inner) = name.split_once('.')?;

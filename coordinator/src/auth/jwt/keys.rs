@@ -9,13 +9,13 @@ use serde::Deserialize;
 
 /// Maximum number of keys in a set.
 const MAX_KEYS: usize = 64;
-/// Bytes of a coordinate of P-256, and of a key of Ed25519.
+/// Size in bytes of a P-256 coordinate and of an Ed25519 key.
 const COORDINATE: usize = 32;
-/// Mark of an uncompressed point.
+/// Tag of an uncompressed point.
 const UNCOMPRESSED: u8 = 4;
 
-/// The algorithms that are accepted. There is none without a key, and none whose key is a shared secret: with
-/// those, whoever knows the public key could sign.
+/// The accepted algorithms. Algorithms without a key or with a shared secret are excluded, because anyone who
+/// knows the public key could sign with those.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub(super) enum Algorithm {
     #[serde(rename = "RS256")]
@@ -71,7 +71,7 @@ impl PublicKey {
 /// Why a signature is not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum KeyFault {
-    /// The set has no such key; a newer one may.
+    /// The set has no such key, but a newer set may have it.
     Unknown,
     Mismatch,
 }
@@ -82,7 +82,7 @@ pub(super) struct KeySet {
     keys: Vec<Key>,
 }
 
-/// A set, and a key of it, as they are written.
+/// A key set, and a key in it, in serialized form.
 #[derive(Deserialize)]
 struct Document {
     keys: Vec<serde_json::Value>,
@@ -103,7 +103,7 @@ struct Jwk {
 }
 
 impl KeySet {
-    /// Reads a set. Keys for other purposes or of other algorithms are left out.
+    /// Reads a key set. Keys for other purposes or algorithms are skipped.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let Document { keys } =
             serde_json::from_str(text).map_err(|error| format!("it is no JSON Web Key Set: {error}"))?;
@@ -118,7 +118,7 @@ impl KeySet {
         }
     }
 
-    /// Checks a signature by the key of this id, or, without an id, by the only key of the algorithm.
+    /// Checks a signature with the key of this id or, without an id, with the only key of the algorithm.
     pub(super) fn verify(
         &self,
         algorithm: Algorithm,
@@ -135,7 +135,7 @@ impl KeySet {
     }
 }
 
-/// The key, if it is one for signatures of an accepted algorithm.
+/// The key, if it is a signing key of an accepted algorithm.
 fn read(jwk: Jwk) -> Option<Key> {
     if jwk.purpose.as_deref().is_some_and(|purpose| purpose != "sig") {
         return None;

@@ -21,7 +21,7 @@ use self::remote::RemoteKeys;
 use super::principal::Principal;
 use super::watched::{Changes, ConfigError, RELOAD_INTERVAL, Reading, Secrecy, Watched};
 
-/// The tokens that are accepted, and what they mean.
+/// Which tokens are accepted, and how their claims are interpreted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JwtConfig {
     /// The claim `iss` of every token.
@@ -29,19 +29,19 @@ pub struct JwtConfig {
     /// Must be in the claim `aud`.
     pub audience: String,
     pub keys: KeySource,
-    /// CA certificates (PEM), one of which must have signed that of the server of the keys. Default: the
+    /// CA certificates (PEM) that the certificate of the key server must be signed by. Default: the
     /// system's.
     pub keys_ca: Option<PathBuf>,
-    /// The claims that hold name, tenant and role; a path to an inner one has dots.
+    /// The claims that hold name, tenant and role; the path to a nested claim has dots.
     pub name_claim: String,
     pub tenant_claim: String,
     pub role_claim: String,
 }
 
-/// Where the issuer's keys are, as a JSON Web Key Set.
+/// Location of the issuer's keys, a JSON Web Key Set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KeySource {
-    /// Read again when it changes.
+    /// Reread when it changes.
     File(PathBuf),
     /// Fetched again every hour, and when a token names an unknown key.
     Url(String),
@@ -84,27 +84,27 @@ pub(super) struct Verifier {
 struct Header {
     alg: String,
     kid: Option<String>,
-    /// Extensions that must be understood; none is.
+    /// Extensions that must be understood; none is supported.
     crit: Option<Value>,
 }
 
-/// A token taken apart.
+/// The parts of a token.
 struct Parts<'a> {
     algorithm: Algorithm,
     key: Option<String>,
-    /// Signed bytes: header and claims as they were sent.
+    /// Signed bytes: header and claims as received.
     message: &'a str,
     payload: Vec<u8>,
     signature: Vec<u8>,
 }
 
-/// True if a token has the form of a JWT; others are those of the token file.
+/// True if a token has the form of a JWT; other tokens belong to the token file.
 pub(super) fn is_jwt(token: &str) -> bool {
     token.starts_with("eyJ") && token.matches('.').count() == 2
 }
 
 impl Verifier {
-    /// Must be called within a tokio runtime. Keys behind a URL are fetched when a token asks for them.
+    /// Must be called within a tokio runtime. Keys behind a URL are fetched when a token needs them.
     pub(super) fn start(
         config: &JwtConfig,
         changes: &Changes,

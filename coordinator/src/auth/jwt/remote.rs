@@ -1,6 +1,6 @@
 //! Keys behind a URL, fetched when they are needed.
 
-#![expect(clippy::disallowed_methods, reason = "what is fetched has an age")]
+#![expect(clippy::disallowed_methods, reason = "fetched keys expire")]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,16 +15,16 @@ use tokio::time::Instant;
 use super::super::watched::ConfigError;
 use super::keys::KeySet;
 
-/// Time between two fetches, so that tokens with invented key ids cause no flood of them.
+/// Minimum time between two fetches, so that tokens with invented key ids cannot cause a flood of fetches.
 const MIN_INTERVAL: Duration = Duration::from_secs(30);
-/// Age at which keys are fetched again, so that one that the issuer withdrew ends.
+/// Age at which keys are fetched again, so that a key withdrawn by the issuer stops being accepted.
 const MAX_AGE: Duration = Duration::from_secs(3600);
 /// Timeout of a fetch.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Size limit of a set.
 const MAX_BYTES: usize = 256 << 10;
 
-/// The keys of an issuer, kept as they were last fetched.
+/// The keys of an issuer, as last fetched.
 #[derive(Debug)]
 pub(super) struct RemoteKeys {
     url: String,
@@ -36,7 +36,7 @@ pub(super) struct RemoteKeys {
 #[derive(Debug, Default)]
 struct Cache {
     keys: Arc<KeySet>,
-    /// When a fetch last ended, well or not.
+    /// When the last fetch ended, successful or not.
     tried: Option<Instant>,
     /// When the keys were fetched.
     fetched: Option<Instant>,
@@ -44,7 +44,7 @@ struct Cache {
 
 impl RemoteKeys {
     /// # Errors
-    /// CA certificates that cannot be used.
+    /// The CA certificates cannot be used.
     pub(super) fn new(url: &str, ca: Option<&Path>) -> Result<Self, ConfigError> {
         let keys = Self { url: url.to_owned(), ca: ca.map(Path::to_owned), cache: Mutex::default() };
         let path = keys.ca.clone().unwrap_or_else(|| url.into());
@@ -52,9 +52,9 @@ impl RemoteKeys {
         Ok(keys)
     }
 
-    /// A client for one fetch, so that CA certificates may be renewed meanwhile.
+    /// A client for one fetch, so that CA certificates may be renewed between fetches.
     fn client(&self) -> Result<Client, String> {
-        // A redirection could lead to what only this machine reaches.
+        // A redirect could lead to hosts that only this machine can reach.
         let mut builder = Client::builder().redirect(Policy::none()).timeout(TIMEOUT);
         if let Some(ca) = &self.ca {
             let file = PemFile::read(ca).map_err(|error| error.to_string())?;
@@ -65,7 +65,7 @@ impl RemoteKeys {
         builder.build().map_err(|error| format!("cannot fetch keys: {error}"))
     }
 
-    /// The keys; fetched first if they are old.
+    /// The keys, fetched first if they are old.
     pub(super) async fn current(&self) -> Arc<KeySet> {
         let mut cache = self.cache.lock().await;
         if cache.fetched.is_none_or(|fetched| fetched.elapsed() >= MAX_AGE) {
@@ -74,10 +74,10 @@ impl RemoteKeys {
         Arc::clone(&cache.keys)
     }
 
-    /// The keys after a token named one that `seen` lacks.
+    /// The keys to use after a token named one that `seen` lacks.
     pub(super) async fn newer(&self, seen: &Arc<KeySet>) -> Arc<KeySet> {
         let mut cache = self.cache.lock().await;
-        // Another call may have fetched them meanwhile.
+        // Another call may have fetched them in the meantime.
         if Arc::ptr_eq(&cache.keys, seen) {
             self.fetch(&mut cache).await;
         }
@@ -123,7 +123,7 @@ impl RemoteKeys {
 
 #[cfg(test)]
 impl RemoteKeys {
-    /// Lets the next unknown key fetch again.
+    /// Allows the next unknown key to trigger a fetch.
     pub(super) async fn rewind(&self) {
         self.cache.lock().await.tried = None;
     }

@@ -17,7 +17,7 @@ use crate::driver::Handle;
 use crate::leadership::NotLeading;
 use crate::lease::Lease;
 
-/// Number of objects that are condemned, looked at once more and deleted together.
+/// Number of objects that are condemned, rechecked and deleted together.
 const BATCH: usize = 64;
 /// Number of concurrent requests to the store.
 const PARALLEL: usize = 8;
@@ -25,7 +25,7 @@ const PARALLEL: usize = 8;
 /// Why an object is garbage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {
-    /// An input that no job names.
+    /// An input that no job refers to.
     UnnamedInput,
     /// An object of a deleted job.
     DeletedJob,
@@ -68,14 +68,15 @@ struct Run<'a> {
     collector: &'a Collector,
     driver: Handle,
     lease: Lease,
-    /// Only what was last written before is garbage, in milliseconds since the Unix epoch.
+    /// Only inputs and submissions last written before this time are garbage, in milliseconds since the Unix
+    /// epoch.
     before: u64,
     dry_run: bool,
 }
 
 impl Collector {
-    /// Deletes all garbage, and sends what was deleted to `report` in batches. Inputs and submissions younger
-    /// than `grace` are kept; what is left of deleted jobs is not. A dry run deletes nothing.
+    /// Deletes all garbage, sending the deleted objects to `report` in batches. Inputs and submissions
+    /// younger than `grace` are kept; remains of deleted jobs are not. A dry run deletes nothing.
     pub async fn collect(
         &self,
         grace: Duration,
@@ -117,7 +118,7 @@ impl Summary {
 }
 
 impl Run<'_> {
-    /// Old inputs that no job named when they were listed.
+    /// Old inputs that no job referred to when they were listed.
     async fn unnamed_inputs(&self) -> Result<Vec<Garbage>, CollectError> {
         let store = &self.collector.store;
         let found = store.scan(INPUTS, BTreeMap::<String, Found>::new, |found, scanned| {
@@ -129,7 +130,7 @@ impl Run<'_> {
         self.unnamed(old.collect()).await
     }
 
-    /// Without those that a job names now.
+    /// The objects that no job refers to at present.
     async fn unnamed(&self, objects: Vec<Garbage>) -> Result<Vec<Garbage>, CollectError> {
         let unnamed = self.driver.survey(move |core| {
             let unnamed = |garbage: &Garbage| !core.is_referenced(&garbage.key);
@@ -144,7 +145,7 @@ impl Run<'_> {
         }
         let condemned = self.collector.in_use.condemn(batch.iter().map(|garbage| garbage.key.clone()));
         let free = batch.into_iter().filter(|garbage| condemned.keys.contains(&garbage.key)).collect();
-        // From here on nobody can begin to use them; somebody may have, since they were listed.
+        // No new use can begin from here on, but one may have begun since the listing.
         let free = self.unnamed(free).await?;
         let before = self.before;
         let old: Vec<Garbage> = stream::iter(free)
@@ -161,7 +162,7 @@ impl Run<'_> {
         Ok(old)
     }
 
-    /// Ids below which there are objects though they are no job's.
+    /// Ids that have objects below them but belong to no job.
     async fn dead_jobs(&self) -> Result<Vec<(String, Reason)>, CollectError> {
         let store = &self.collector.store;
         let found = store.scan(JOBS, BTreeMap::<String, Found>::new, |found, scanned| {
@@ -232,7 +233,7 @@ async fn tell(report: Option<&mpsc::Sender<Vec<Garbage>>>, batch: Vec<Garbage>) 
     }
 }
 
-/// The key of an object, given its own or its sidecar's.
+/// The key of an object, given its own key or its sidecar's.
 fn own_key(key: &str) -> String {
     key.strip_suffix(SIDECAR).unwrap_or(key).to_owned()
 }

@@ -39,7 +39,7 @@ async fn put(store: &Store, keys: &[&str]) {
     for key in keys {
         store.put_object(key, "x".into()).await.unwrap();
     }
-    // So that they are older than now.
+    // Makes the objects older than the current time.
     tokio::time::sleep(Duration::from_millis(3)).await;
 }
 
@@ -103,7 +103,7 @@ async fn what_no_job_names_is_collected_when_it_is_old_and_nobody_uses_it() {
 async fn what_a_deleted_job_leaves_is_collected_when_nothing_inherits_it_any_more() {
     let store = Store::in_memory();
     let (collector, driver) = collector(&store).await;
-    // Not below its phases, of which the end of the job has left nothing.
+    // Not below the job's phases, where the end of the job has left nothing.
     let inherited = "jobs/j1/tokenizer.json";
     driver.submit(JOB.into(), job_with("r1", "inputs/a")).await.unwrap();
     driver.submit("j2".into(), job_with("r2", inherited)).await.unwrap();
@@ -145,8 +145,8 @@ async fn what_was_touched_or_named_since_the_listing_is_kept() {
     assert_eq!(exist(&store, &["inputs/gone", "inputs/named", "inputs/touched"]).await, [false, true, true]);
 }
 
-/// Submissions of inputs that are garbage to a collection without any grace: each either finds its input gone
-/// before it is committed, or keeps it.
+/// Submissions of inputs that are garbage to a collection without a grace period: each submission either
+/// finds its input missing before it is committed, or keeps it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_committed_job_has_its_inputs_however_collections_race_with_it() {
     let store = Store::in_memory();

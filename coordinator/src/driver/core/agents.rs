@@ -9,7 +9,7 @@ use crate::job::JobState;
 use crate::schedule::{Attempt, Input};
 
 impl Core {
-    /// Checks that no other connected agent has the name, and that its ranks can be reached.
+    /// Checks that no other connected agent uses the name and that the agent's ranks are reachable.
     pub fn admits(&self, hello: &v1::AgentRegister, now: Now) -> Result<(), NotAdmitted> {
         self.cluster.admits(hello, now)?;
         Ok(self.hosts.admits(hello)?)
@@ -47,7 +47,7 @@ impl Core {
         self.cluster.disconnected(agent, connection, now);
     }
 
-    /// Takes in the end of a process, if the agent is the one that was told to start it.
+    /// Handles the exit of a process, provided that the agent is the one that was asked to start it.
     pub fn rank_exited(&mut self, agent: &str, exit: v1::RankExited, now: Now) {
         self.cluster.exited(agent, &exit.session_id);
         let job = self.sessions.get(&exit.session_id).cloned();

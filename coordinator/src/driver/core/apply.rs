@@ -37,7 +37,7 @@ impl Core {
         entry.attempt.as_mut().map(|attempt| act(attempt, &entry.state))
     }
 
-    /// Advances a job until nothing more follows from its state.
+    /// Advances a job until its state implies no further change.
     pub(super) fn advance_job(&mut self, id: &str, now: Now) {
         while self.fault.is_none() {
             let Some(entry) = self.jobs.get(id) else { return };
@@ -57,7 +57,7 @@ impl Core {
         self.drop_finished(id);
     }
 
-    /// Drops an attempt that has no process left.
+    /// Drops an attempt whose processes have all exited.
     pub(super) fn drop_finished(&mut self, id: &str) {
         let Some(entry) = self.jobs.get_mut(id) else { return };
         if entry.attempt.as_ref().is_some_and(|attempt| attempt.is_over()) {
@@ -122,7 +122,7 @@ impl Core {
         }
     }
 
-    /// Records a fault of an agent. Without another agent to take over, the fault counts against the job, so
+    /// Records a fault of an agent. If no other agent can take over, the fault counts against the job, so
     /// that the job ends eventually.
     fn record_fault(&mut self, id: &str, placement: &Placement, fault: AgentFault, why: &str, now: Now) {
         let Some(kind) = self.state(id).map(|state| state.spec.resources.device.to_string()) else { return };
@@ -245,7 +245,7 @@ impl Core {
     }
 }
 
-/// Name of a job's state. A job whose last attempt is over is shown as running until its end is written.
+/// Name of a job's state. A job whose last attempt is over counts as running until its end is recorded.
 fn displayed_status(state: &JobState) -> &'static str {
     match state.status {
         JobStatus::Recovering if job::decide(state).is_some() => "running",
@@ -253,7 +253,7 @@ fn displayed_status(state: &JobState) -> &'static str {
     }
 }
 
-/// Logs an event, if it is worth a line.
+/// Logs an event that is worth a line.
 fn log(event: &Event) {
     let job = event.job.as_str();
     match &event.change {
@@ -274,7 +274,7 @@ fn log(event: &Event) {
             let bytes = objects.iter().map(|object| object.size).sum::<u64>();
             tracing::info!(job, phase, attempt, step, bytes, "checkpoint committed");
         }
-        // Logged together with the notice to watchers.
+        // Logged when the watchers are notified.
         Change::CheckpointLost { .. } => {}
         Change::PhaseCommitted(done) => {
             let (phase, round, attempt) = (&done.phase, done.artifact.round, done.artifact.attempt);

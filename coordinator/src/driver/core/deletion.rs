@@ -1,8 +1,8 @@
-//! Deletion of jobs, and pins that protect from it.
+//! Deletion of jobs, and pins that protect against it.
 //!
-//! A deletion is an event in the log; only then are objects deleted, by whichever leader gets to it, until a
-//! second event says that they are gone. What other jobs still name is left: their own deletion or a
-//! collection of garbage takes it.
+//! A deletion is an event in the log. Only after it are objects deleted, by whichever leader gets to it,
+//! until a second event records that this is done. Objects that other jobs still refer to are kept; the
+//! deletion of those jobs or a garbage collection removes them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -16,11 +16,11 @@ use crate::job::{
     find_committed, origins,
 };
 
-/// Period of looks for jobs whose `ttl_after_finished` is over.
+/// Interval between checks for jobs whose `ttl_after_finished` has passed.
 const EXPIRY_PERIOD: Duration = Duration::from_secs(5);
-/// Maximum number of jobs that one look deletes: each deletion lists and deletes objects in the background.
+/// Maximum number of jobs deleted per check: each deletion lists and deletes objects in the background.
 const EXPIRED_AT_ONCE: usize = 16;
-/// Number of holders that are named.
+/// Maximum number of holders listed.
 const HOLDERS_SHOWN: usize = 5;
 
 /// What prevents a job's deletion.
@@ -33,7 +33,7 @@ pub enum Holder {
 }
 
 impl Holder {
-    /// The holder of a job, and what releases the job, in one line.
+    /// Describes the holder of a job, and how to release the job, in one line.
     fn describe(&self, job: &str) -> String {
         match self {
             Self::Job { id, name, state, artifact } => {
@@ -50,7 +50,7 @@ impl Holder {
         }
     }
 
-    /// The first holders of a job, a line each, and the number of the others.
+    /// Describes the first holders of a job, one per line, and counts the others.
     pub fn describe_all(holders: &[Self], job: &str) -> Vec<String> {
         let shown = holders.iter().take(HOLDERS_SHOWN).map(|holder| holder.describe(job));
         let more = holders.len().saturating_sub(HOLDERS_SHOWN);
@@ -66,20 +66,20 @@ pub enum DeleteError {
     Held(Vec<Holder>),
 }
 
-/// The reason why nothing can be pinned or unpinned.
+/// The reason why an artifact or job cannot be pinned or unpinned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PinError {
     NoJob,
-    /// There is no such artifact, or no such pin; the message names those there are.
+    /// There is no such artifact or pin; the message lists the existing ones.
     NoArtifact(String),
 }
 
-/// The reason why a job cannot be submitted, as of now.
+/// The reason why a job that was valid when its submission began cannot be submitted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
-    /// The request made a job that was deleted since.
+    /// The request created a job that has since been deleted.
     RequestOfDeleted { job: String },
-    /// It starts from a job that was deleted since its submission began.
+    /// The job starts from a job that was deleted after its submission began.
     OriginDeleted { job: String },
 }
 
@@ -87,7 +87,7 @@ pub enum Refusal {
 #[derive(Debug, Default)]
 pub(super) struct Graves {
     jobs: BTreeMap<String, Grave>,
-    /// Number of those whose objects are gone.
+    /// Number of jobs whose objects have been deleted.
     erased: usize,
 }
 
@@ -102,8 +102,8 @@ impl Graves {
         self.jobs.contains_key(id)
     }
 
-    /// Marks a job whose objects are gone; returns the tombstones of those that are forgotten for it. None if
-    /// it was not deleted.
+    /// Marks a job whose objects have been deleted; returns the tombstones that are forgotten in exchange.
+    /// None if the job was not deleted, or was marked before.
     fn erase(&mut self, id: &str) -> Option<Vec<Tombstone>> {
         let grave = self.jobs.get_mut(id).filter(|grave| !grave.erased)?;
         grave.erased = true;
@@ -120,12 +120,12 @@ impl Graves {
 }
 
 impl Core {
-    /// Deletes a job that has ended, for a user.
+    /// Deletes a job that has ended, on behalf of a user.
     pub fn delete(&mut self, id: &str, by: &str, now: Now) -> Result<(), DeleteError> {
         self.bury(id, by, "deleted by a user", now)
     }
 
-    /// Deletes jobs whose `ttl_after_finished` is over. Those that are held are tried again.
+    /// Deletes jobs whose `ttl_after_finished` has passed. Jobs that are held are retried.
     pub(super) fn delete_expired(&mut self, now: Now) {
         if self.next_expiry.is_some_and(|next| now.mono < next) {
             return;
@@ -164,12 +164,12 @@ impl Core {
         Ok(())
     }
 
-    /// Lines that say who keeps an ended job from being deleted.
+    /// Describes what keeps an ended job from being deleted, one line each.
     pub(super) fn kept_by(&self, state: &JobState) -> Vec<String> {
         Holder::describe_all(&self.holders(state), &state.id)
     }
 
-    /// Those who keep an ended job from being deleted.
+    /// What keeps an ended job from being deleted.
     fn holders(&self, state: &JobState) -> Vec<Holder> {
         let pins = state
             .pins
@@ -193,7 +193,7 @@ impl Core {
         self.graves.jobs.get(id).map(|grave| &grave.tombstone)
     }
 
-    /// The reason why a submission that was valid when it began is not any more.
+    /// The reason why a submission that was valid when it began is invalid by now.
     pub fn refusal(&self, submitted: &Submitted) -> Option<Refusal> {
         let request = (submitted.tenant().to_owned(), submitted.request_id.clone());
         if let Some(job) = self.requests.get(&request)
@@ -206,7 +206,7 @@ impl Core {
         gone.map(|(origin, _)| Refusal::OriginDeleted { job: origin.to_owned() })
     }
 
-    /// Pins an artifact, by its name or as `policy`, `policy@best`, or the whole job for an empty name.
+    /// Pins an artifact, named in full or as `policy` or `policy@best`, or the whole job for an empty name.
     pub fn pin(&mut self, id: &str, artifact: &str, by: &str, now: Now) -> Result<(), PinError> {
         let state = self.state(id).ok_or(PinError::NoJob)?;
         let artifact = match artifact {
@@ -220,7 +220,7 @@ impl Core {
         Ok(())
     }
 
-    /// Lifts a pin.
+    /// Removes a pin.
     pub fn unpin(&mut self, id: &str, artifact: &str, now: Now) -> Result<(), PinError> {
         let state = self.state(id).ok_or(PinError::NoJob)?;
         let exact = match artifact {
@@ -236,19 +236,19 @@ impl Core {
         Ok(())
     }
 
-    /// The objects of a deleted job are gone.
+    /// Records that the objects of a deleted job have been deleted.
     pub fn erased(&mut self, id: &str, now: Now) {
         if self.graves.jobs.get(id).is_some_and(|grave| !grave.erased) {
             self.commit(id, Change::Erased, "its objects are gone", now);
         }
     }
 
-    /// True if a job names the key, other than one below its own prefix.
+    /// True if a job refers to the key from outside the key's own job.
     pub fn is_referenced(&self, key: &str) -> bool {
         self.references.contains(key)
     }
 
-    /// Goes on with the deletions that a previous leader has begun.
+    /// Continues the deletions that a previous leader began.
     pub(super) fn erase_deleted(&mut self) {
         let begun: Vec<String> =
             self.graves.jobs.iter().filter(|(_, grave)| !grave.erased).map(|(id, _)| id.clone()).collect();
@@ -271,7 +271,7 @@ impl Core {
             Change::Deleted(tombstone) => {
                 match self.jobs.get_mut(id) {
                     Some(entry) => entry.state.apply(event)?,
-                    // The first event that a snapshot keeps of the job.
+                    // The first event of the job in a snapshot.
                     None if event.revision.is_some() && !self.graves.contains(id) => {}
                     None => return Err(unknown()),
                 }

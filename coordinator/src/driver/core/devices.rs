@@ -12,12 +12,12 @@ use crate::job::{Change, RankStarted, view};
 use crate::queue::{self, Claim, Demand, Grant, Policy, Preemption, Queue, Running, Supply, Wait, WaitCause};
 use crate::schedule::{Attempt, Process};
 
-/// The releases of the agents that have devices of a kind, in the order of the queue's supplies. Without one
-/// are those that are not heard yet.
+/// The releases of the agents that have devices of a kind, in the order of the queue's supplies. None stands
+/// for agents that have not reported theirs yet.
 type Releases = HashMap<DeviceKind, Vec<Option<Release>>>;
 
 impl Core {
-    /// Allocates if devices were released or ranks lost: most reports of ranks change nothing in the queue.
+    /// Allocates if devices were released or ranks lost. Most rank reports do not affect the queue.
     pub(super) fn allocate_released(&mut self, now: Now) {
         if self.released {
             self.allocate(now);
@@ -65,7 +65,7 @@ impl Core {
         log_waits(&changed);
     }
 
-    /// The jobs that lack devices, those whose devices they could take, and what there is.
+    /// The jobs that lack devices, the jobs that could be preempted for them, and the available devices.
     fn queue(&mut self, now: Now) -> (Queue, Releases) {
         let mut queue = Queue { policy: self.policy, ..Queue::default() };
         let mut releases = Releases::new();
@@ -120,7 +120,7 @@ impl Core {
         self.jobs.get_mut(self.order.get(job)?)
     }
 
-    /// Starts ranks of a job, and its attempt first if it has none.
+    /// Starts ranks of a job, beginning its attempt first if it has none.
     fn place(&mut self, id: &str, demand: &Demand, release: &Release, ranks: usize, now: Now) {
         let starts = demand.claim == Claim::Start;
         if starts {
@@ -132,7 +132,7 @@ impl Core {
         }
     }
 
-    /// Asks a job's ranks to keep a checkpoint and exit, for a job of higher priority.
+    /// Asks a job's ranks to save a checkpoint and exit, for a job of higher priority.
     fn preempt(&mut self, preemption: Preemption, now: Now) {
         let Preemption { job, by } = preemption;
         let (id, by) = (self.order[job].clone(), self.order[by].clone());
@@ -173,7 +173,7 @@ impl Core {
         }
     }
 
-    /// Records a process before it is started, so that a later coordinator knows of it.
+    /// Records a process before it is started, so that a later coordinator knows about it.
     fn record_start(&mut self, id: &str, rank: usize, process: Process, now: Now) {
         let attempt = self.state(id).map_or(0, |state| state.attempt);
         let rank = u32::try_from(rank).unwrap_or(u32::MAX);
@@ -182,13 +182,13 @@ impl Core {
         self.commit(id, Change::RankStarted(started), "a device is free", now);
     }
 
-    /// Number of connected devices of a kind that one job can have, including busy ones.
+    /// Maximum number of connected devices of a kind that one job can get, including busy ones.
     pub fn devices(&self, kind: &str) -> usize {
         self.cluster.supplies(kind).values().map(|supply| supply.connected).max().unwrap_or_default()
     }
 
     /// Updates what the job waits for, and notifies its watchers if that has changed. Returns the job and the
-    /// reason if the log is to have it too.
+    /// reason if the change is also to be logged.
     fn wait(&mut self, job: usize, wait: Wait, now: Now) -> Option<(String, String)> {
         let settling = self.policy.settling;
         let entry = self.entry_mut(job)?;
@@ -203,7 +203,8 @@ impl Core {
         let text = wait.view(entry.state.submitted.tenant()).reason;
         let id = self.order[job].clone();
         self.publish(&id, view::notice("info", text.clone()), now);
-        // As the queue moves, every job in it has another place: watchers see that, and the log does not.
+        // When the queue moves, every job in it changes its position: watchers are notified of that, but it
+        // is not logged.
         let has_moved = announced.is_some_and(|announced| announced.moved() == wait.moved());
         (!has_moved).then_some((id, text))
     }
@@ -220,7 +221,8 @@ impl Waiting {
     }
 }
 
-/// Logs what jobs wait for: an agent that joins or is lost changes it for the whole queue, which is one line.
+/// Logs what jobs wait for. An agent that joins or is lost changes that for the whole queue, so a long list
+/// is summarized in one line.
 fn log_waits(waits: &[(String, String)]) {
     const MAX_LINES: usize = 4;
     match waits {
@@ -254,11 +256,12 @@ fn claim(entry: &Entry) -> Option<(usize, Claim)> {
     (lacking > 0).then_some((lacking, claim))
 }
 
-/// The supply of one kind of device, by release; agents not heard yet come last. `names` gets the releases.
+/// The supply of one kind of device, by release; agents that have not registered yet come last. Appends the
+/// releases to `names`.
 fn supplies(cluster: &Cluster, kind: DeviceKind, names: &mut Vec<Option<Release>>) -> Vec<Supply> {
     let mut found: Vec<(Option<&Release>, Supply)> =
         cluster.supplies(kind.name()).into_iter().rev().collect();
-    // Ordinarily all agents are of one release, those included that are not heard yet.
+    // Usually all agents are of one release, including those that have not registered yet.
     if let [(Some(_), heard), (None, unheard)] = &mut found[..] {
         heard.connected += unheard.connected;
         heard.excluded += unheard.excluded;
@@ -268,8 +271,8 @@ fn supplies(cluster: &Cluster, kind: DeviceKind, names: &mut Vec<Option<Release>
     found.into_iter().map(|(_, supply)| supply).collect()
 }
 
-/// The release of an attempt's ranks, if it has any; `Some(None)` if none of their agents is heard yet. All
-/// are of one, so that an agent that is heard speaks for those that are not.
+/// The release of an attempt's ranks, if it has any; `Some(None)` if none of their agents has registered yet.
+/// All ranks are of one release, so one registered agent determines it for the others.
 fn release_of(attempt: &Attempt, cluster: &Cluster) -> Option<Option<Release>> {
     let mut found = None;
     for placement in attempt.placements() {
@@ -281,7 +284,7 @@ fn release_of(attempt: &Attempt, cluster: &Cluster) -> Option<Option<Release>> {
     found
 }
 
-/// The index of a release among those of a kind. It is added if no agent has it any more.
+/// The index of a release among those of a kind. It is added if no agent has it.
 fn index(release: Option<Release>, names: &mut Vec<Option<Release>>, supplies: &mut Vec<Supply>) -> usize {
     names.iter().position(|other| *other == release).unwrap_or_else(|| {
         names.push(release);

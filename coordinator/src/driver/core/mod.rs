@@ -85,7 +85,7 @@ pub enum Action {
     Shard(ShardSaved),
 }
 
-/// A new leader collects the garbage of jobs once more that ended within this many milliseconds.
+/// A new leader repeats the garbage collection of jobs that ended within this many milliseconds.
 const COLLECT_AGAIN: u64 = 3_600_000;
 
 /// All jobs, their running attempts, and the cluster.
@@ -98,27 +98,27 @@ pub struct Core {
     requests: BTreeMap<(String, String), String>,
     /// Jobs that were deleted.
     graves: Graves,
-    /// When to look next for jobs that are to be deleted; at once if there is no value.
+    /// When to check next for jobs to delete; immediately if none.
     next_expiry: Option<Duration>,
-    /// Objects that jobs name outside of their own.
+    /// Objects that jobs refer to outside their own prefixes.
     references: References,
     /// Sessions to job ids.
     sessions: BTreeMap<String, String>,
     cluster: Cluster,
     hosts: Hosts,
-    /// Term in which this process leads; part of the names of processes and leases that it creates.
+    /// Term in which this process leads; part of the names of the processes and leases that it creates.
     term: u64,
     deadlines: Deadlines,
     policy: Policy,
     quotas: Quotas,
-    /// Derives the secrets of the processes that it starts.
+    /// Derives the secrets of the processes that this leader starts.
     issuer: SecretIssuer,
     outbox: Outbox,
-    /// The store's current trouble, if any.
+    /// The store's current problem, if any.
     trouble: Option<String>,
     /// Devices were released or ranks lost since the last allocation.
     released: bool,
-    /// An illegal event, which is a bug: the process must not continue.
+    /// An illegal event. This is a bug, and the process must not continue.
     fault: Option<StateError>,
 }
 
@@ -128,7 +128,7 @@ fn waits_for_store(trouble: &str) -> String {
 
 #[derive(Debug)]
 struct Entry {
-    // Large, and nodes of the map are up to half empty.
+    // Boxed because it is large and map nodes are up to half empty.
     state: Box<JobState>,
     attempt: Option<Box<Attempt>>,
     /// Durable events as watchers see them.
@@ -156,7 +156,7 @@ impl Entry {
 #[derive(Debug, Clone)]
 struct Waiting {
     since: Duration,
-    /// The last decision on it; none before the first.
+    /// The most recent decision on the job; none before the first.
     current: Option<Wait>,
     /// The wait that was last published to watchers.
     announced: Option<Wait>,
@@ -208,8 +208,8 @@ impl Core {
         Ok(core)
     }
 
-    /// Adopts the previous leader's attempts: their ranks continue and reconnect. Those not heard within the
-    /// fence period are considered lost.
+    /// Adopts the previous leader's attempts: their ranks continue and reconnect. Ranks that do not report
+    /// within the fence period are considered lost.
     pub fn recover(&mut self, now: Now) {
         for id in self.order.clone() {
             let Some(entry) = self.jobs.get_mut(&id) else { continue };
@@ -252,14 +252,14 @@ impl Core {
         let resources = submitted.spec.as_ref().and_then(|spec| spec.resources.as_ref());
         let kind = resources.map_or_else(String::new, |found| found.device.clone());
         self.commit(id, Change::Submitted(Box::new(submitted)), "submitted", now);
-        // A job that cannot start at once learns at the next tick what it waits for: an allocation weighs the
-        // whole queue.
+        // A job that cannot start immediately gets its wait reason at the next tick, because an allocation
+        // weighs the whole queue.
         if self.cluster.supplies(&kind).values().any(|supply| supply.free > 0) {
             self.allocate(now);
         }
     }
 
-    /// Cancels a job. False if there is no such job. A job that has ended stays as it is.
+    /// Cancels a job. False if there is no such job. A job that has ended is left as it is.
     pub fn cancel(&mut self, id: &str, now: Now) -> bool {
         let Some(entry) = self.jobs.get_mut(id) else { return false };
         if matches!(entry.state.status, JobStatus::Queued | JobStatus::Running { .. } | JobStatus::Recovering)
@@ -279,8 +279,8 @@ impl Core {
         self.try_deliver(&hello.session.clone(), Input::Hello(hello), now)
     }
 
-    /// Takes in a rank's report, or that it is malformed; `flaw` is what verification against the store has
-    /// found wrong with it.
+    /// Handles a rank's report, or the error that it is malformed. `flaw` is the problem, if any, that
+    /// verification against the store found.
     pub fn rank_report(
         &mut self,
         session: &str,
@@ -315,9 +315,9 @@ impl Core {
         self.advance_job(job, now);
     }
 
-    /// Sets the store's current trouble, if any; called before each tick. While there is trouble no rank is
-    /// considered hung and no disconnected agent lost, since a leader that cannot renew its leadership admits
-    /// none. Watchers are notified when it starts and when it ends.
+    /// Sets the store's current problem, if any; called before each tick. While there is one, no rank is
+    /// considered hung and no disconnected agent lost, because a leader that cannot renew its leadership
+    /// admits none. Watchers are notified when it starts and when it ends.
     pub fn set_store_trouble(&mut self, trouble: Option<String>, now: Now) {
         let notice = match (&self.trouble, &trouble) {
             (None, Some(trouble)) => Some((Level::Warning, waits_for_store(trouble))),
@@ -349,7 +349,7 @@ impl Core {
         }
     }
 
-    /// The notice of a current store outage for those who start watching a running job now: level and text.
+    /// The notice of a current store outage, as level and text, for watchers that join while the job runs.
     pub fn current_notice(&self, id: &str) -> Option<(&'static str, String)> {
         self.jobs.get(id)?.attempt.as_ref()?;
         Some(("warning", waits_for_store(self.trouble.as_ref()?)))
@@ -376,14 +376,14 @@ impl Core {
         self.allocate(now);
     }
 
-    /// The jobs that have an attempt or are between two. The others change only by events.
+    /// The jobs that have an attempt or are between two. Other jobs change only by events.
     fn running(&self) -> Vec<String> {
         let is_running =
             |entry: &Entry| entry.attempt.is_some() || entry.state.status == JobStatus::Recovering;
         self.jobs.iter().filter(|(_, entry)| is_running(entry)).map(|(id, _)| id.clone()).collect()
     }
 
-    /// Ends a job that has run for as long as it may.
+    /// Ends a job that has exceeded its timeout.
     fn end_overdue(&mut self, id: &str, now: Now) {
         let Some(Entry { state, attempt, .. }) = self.jobs.get_mut(id) else { return };
         let is_over = state.times_out_at().is_some_and(|end| now.wall >= end);
@@ -392,7 +392,7 @@ impl Core {
         }
         match (&state.status, attempt) {
             (JobStatus::Running { .. }, Some(attempt)) => attempt.time_out(job::timed_out(state), now),
-            // With every phase committed, it has succeeded.
+            // A job with every phase committed has succeeded.
             (JobStatus::Recovering, _) if state.phase().is_some() => {
                 let change = job::end_of_timeout(state);
                 self.commit(id, change, "its timeout is over", now);

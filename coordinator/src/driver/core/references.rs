@@ -1,10 +1,10 @@
-//! References of jobs to objects that are not their own: inputs, and objects of other jobs.
+//! References of jobs to objects outside their own prefixes: inputs and objects of other jobs.
 
 use std::collections::BTreeMap;
 
 use crate::job::JobState;
 
-/// Keys, with the number of jobs that name each.
+/// Keys with the number of jobs that refer to each.
 #[derive(Debug, Default)]
 pub(super) struct References(BTreeMap<String, usize>);
 
@@ -15,7 +15,7 @@ impl References {
         }
     }
 
-    /// Takes back what [`Self::add`] has counted: the same keys, because a job's submission never changes.
+    /// Reverts [`Self::add`]: the keys are the same, because a job's submission never changes.
     pub(super) fn remove(&mut self, state: &JobState) {
         for key in state.outside_keys() {
             if let Some(count) = self.0.get_mut(&key) {
@@ -31,7 +31,7 @@ impl References {
         self.0.contains_key(key)
     }
 
-    /// The named keys that begin with `prefix`.
+    /// The referenced keys that begin with `prefix`.
     pub(super) fn below<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a String> {
         self.0.range(prefix.to_owned()..).map(|(key, _)| key).take_while(move |key| key.starts_with(prefix))
     }

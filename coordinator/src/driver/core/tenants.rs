@@ -1,4 +1,4 @@
-//! Tenants' quotas and use.
+//! Tenants' quotas and usage.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -25,7 +25,7 @@ impl Core {
         self.allocate(now);
     }
 
-    /// Takes in an event about a tenant. False if it is about a job.
+    /// Applies an event about a tenant. False if it is about a job.
     pub(super) fn apply_quota(&mut self, change: &Change) -> bool {
         let Change::QuotaSet(set) = change else { return false };
         self.quotas.insert(set.tenant.clone(), set.quota.clone());
@@ -51,7 +51,7 @@ impl Core {
         TenantStatus { name: name.to_owned(), quota, usage: self.usage(name) }
     }
 
-    /// The names of tenants that have a quota or a job, after a name.
+    /// Status of the tenants that have a quota or a job, by name, starting after a name.
     pub fn tenants_after(&self, after: &str, limit: usize) -> Vec<TenantStatus> {
         let of_jobs = self.jobs.values().map(|entry| entry.state.submitted.tenant());
         let names: BTreeSet<&str> = self.quotas.keys().map(String::as_str).chain(of_jobs).collect();
@@ -66,7 +66,7 @@ impl Core {
         }
     }
 
-    /// A tenant's limit of stored bytes, if it has one, with the bytes that its jobs have apart from its
+    /// A tenant's limit of stored bytes, if it has one, with the bytes that its jobs use apart from their
     /// inputs.
     pub fn stored_apart_from_inputs(&self, tenant: &str) -> Option<StoredBytes> {
         let max = self.quotas.get(tenant)?.stored_bytes?;
@@ -101,7 +101,7 @@ impl Core {
     }
 }
 
-/// The limits of a tenant's share of the cluster, of which nothing is used.
+/// The limits of a tenant's share of the cluster, with nothing used yet.
 pub(super) fn share(quotas: &Quotas, tenant: &str) -> Share {
     let Some(quota) = quotas.get(tenant) else { return Share::default() };
     let mut share = Share { max_jobs: quota.running_jobs.map(|max| max as usize), ..Share::default() };
@@ -111,7 +111,7 @@ pub(super) fn share(quotas: &Quotas, tenant: &str) -> Share {
     share
 }
 
-/// Adds the objects that the log names for a job, with their sizes.
+/// Adds the objects that the log records for a job, with their sizes.
 fn stored<'a>(state: &'a JobState, objects: &mut HashMap<&'a str, u64>) {
     let submitted = &state.submitted;
     let artifacts = state.committed.iter().flat_map(|done| [Some(&done.artifact), done.steps.as_ref()]);
@@ -124,5 +124,5 @@ fn stored<'a>(state: &'a JobState, objects: &mut HashMap<&'a str, u64>) {
     objects.extend(all.map(|object| (object.key.as_str(), object.size)));
 }
 
-/// Quotas by tenant, as the log has them.
+/// Quotas by tenant, as recorded in the log.
 pub(super) type Quotas = BTreeMap<String, Quota>;

@@ -20,7 +20,7 @@ impl Core {
         self.jobs.get(id).map(|entry| &*entry.state)
     }
 
-    /// The job as users see it, with its progress, what it waits for and what keeps it from being deleted.
+    /// The job as users see it, with its progress, its wait reason and what prevents its deletion.
     pub fn job_view(&self, id: &str) -> Option<v1::Job> {
         let entry = self.jobs.get(id)?;
         let job = view::job(&entry.state);
@@ -60,7 +60,7 @@ impl Core {
         self.jobs.get(id)?.attempt.as_ref()?.step_lines(phase)
     }
 
-    /// The running phase's progress, as it was last published.
+    /// The running phase's progress, as last published.
     pub fn progress(&self, id: &str) -> Option<&v1::PhaseProgress> {
         self.jobs.get(id)?.progress.as_ref()
     }
@@ -100,7 +100,7 @@ impl Core {
             .collect()
     }
 
-    /// Running attempts, by job: their ranks may write.
+    /// Attempts whose ranks may write, by job.
     pub fn attempts(&self) -> BTreeMap<String, u32> {
         let current = |(id, entry): (&String, &Entry)| Some((id.clone(), entry.state.current_attempt()?));
         self.jobs.iter().filter_map(current).collect()

@@ -49,19 +49,19 @@ pub enum DriverError {
     Injected(#[from] Injected),
 }
 
-/// Owns all state; runs until stopped or until the log cannot be written.
+/// The task that owns all state. It runs until stopped or until the log cannot be written.
 pub struct Driver {
     core: Core,
     journal: Journal<Event>,
     store: Store,
     clock: Clock,
     inbox: mpsc::Receiver<Command>,
-    /// Sends to this driver's own inbox.
+    /// Handle to this driver's own inbox.
     handle: Handle,
     telemetry: Telemetry,
     streams: Streams,
     settings: Settings,
-    /// Heartbeats of agents are acknowledged only while it is valid.
+    /// Heartbeats of agents are acknowledged only while this lease is valid.
     lease: Lease,
     /// Replies and actions that wait for the log, in order.
     pending: FuturesOrdered<Pending>,
@@ -80,7 +80,7 @@ struct Watch {
 type Pending = Pin<Box<dyn Future<Output = Result<Release, JournalError>> + Send>>;
 type Reply = Box<dyn FnOnce(&mut Streams) + Send>;
 
-/// Output that may leave the process.
+/// Output that may leave the process once its events are durable.
 struct Release {
     actions: Vec<Action>,
     replies: Vec<Reply>,
@@ -110,7 +110,7 @@ impl Driver {
         core.each_quota().for_each(|(tenant, quota)| rates.set(tenant, quota, now));
         let handle = Handle { inbox: sender, attempts: WriteAccess::default(), rates };
         let streams = Streams::new(journal.term());
-        // Ranks of adopted attempts may write at once.
+        // Ranks of adopted attempts may write immediately.
         handle.attempts.set(&core);
         let driver = Self {
             core,
@@ -144,7 +144,7 @@ impl Driver {
         self.flush()?;
         loop {
             tokio::select! {
-                // Biased, so that the same inputs at the same times give the same history.
+                // Biased, so that the same inputs at the same times produce the same history.
                 biased;
                 () = &mut stop => return Ok(()),
                 error = &mut failure => return Err(error.into()),

@@ -1,4 +1,4 @@
-//! Handling of the commands in the inbox: first those of users, then those of workers.
+//! Handling of the commands in the inbox: those of users first, then those of workers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -147,7 +147,7 @@ impl Driver {
         Some(self.core.tenant(tenant))
     }
 
-    /// A job that a caller of this scope may know of.
+    /// A job that is visible in this scope.
     fn visible(&self, id: &str, scope: &Scope) -> Option<&JobState> {
         self.core.state(id).filter(|state| scope.includes(state.submitted.tenant()))
     }
@@ -162,7 +162,7 @@ impl Driver {
         let after = query.after.as_ref();
         let skip = after.map_or(0, |after| match newest_first().position(|id| id == after) {
             Some(index) => index + 1,
-            // It was deleted since. Ids sort by the time of submission.
+            // The job was deleted in between. Ids sort by time of submission.
             None => newest_first().take_while(|id| *id > after).count(),
         });
         let is_wanted = |state: &&JobState| scope.includes(state.submitted.tenant()) && query.selects(state);
@@ -214,7 +214,7 @@ impl Driver {
                         tracing::warn!(agent = hello.agent_id, host = hello.hostname, %why, "rejected agent");
                     }
                 }
-                // The caller may be gone.
+                // The caller may have disconnected.
                 let _ = reply.send(admitted);
             }
             Command::AgentHeartbeat { agent, connection, number } => {

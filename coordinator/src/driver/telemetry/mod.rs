@@ -21,8 +21,8 @@ const STATES: [&str; 7] =
 /// Agent states, as counted by [`Cluster::counts`](crate::cluster::Cluster::counts).
 const AGENT_STATES: [&str; 3] = ["connected", "disconnected", "expected"];
 
-/// A leader sends spans again that ended within this many milliseconds before it was elected: the one before
-/// it may not have sent them. They are the same to the bit, so that a backend that knows spans by their ids
+/// A new leader resends the spans that ended within this many milliseconds before its election, because the
+/// previous leader may not have sent them. They are bit-identical, so a backend that identifies spans by id
 /// keeps one of each.
 const SEND_AGAIN: u64 = 30_000;
 
@@ -42,7 +42,7 @@ impl Drop for Telemetry {
 }
 
 impl Telemetry {
-    /// The telemetry of a leader that continues after a log's events.
+    /// The telemetry of a leader that continues after the given log events.
     pub(super) fn new(events: &[Event], now: Now) -> Self {
         let tracer = otlp::sends_spans().then(|| {
             let (tracer, spans) = Tracer::replay(events, now.wall.saturating_sub(SEND_AGAIN));
@@ -52,14 +52,14 @@ impl Telemetry {
         Self { tracker: Tracker::default(), tracer }
     }
 
-    /// The spans that end with events, to be sent when those are durable.
+    /// The spans that the events end, to be sent once the events are durable.
     pub(super) fn spans(&mut self, events: &[Event]) -> Vec<Span> {
         let Some(tracer) = &mut self.tracer else { return Vec::new() };
         events.iter().flat_map(|event| tracer.event(event)).collect()
     }
 
     /// Sets the gauges of jobs and agents; called once per tick.
-    #[expect(clippy::unused_self, reason = "only a leader has them to show")]
+    #[expect(clippy::unused_self, reason = "only a leader has these gauges")]
     pub(super) fn show(&self, core: &Core, now: Now) {
         exposition::show(gauges(core, now));
     }
@@ -206,7 +206,7 @@ fn used(usage: &StepUsage) {
     if let Some(wait) = usage.collective_wait {
         metrics::histogram!("foil_collective_wait_seconds", "phase" => phase).record(wait.as_secs_f64());
     }
-    // One rank speaks for all: shares differ little, and a series for each would outlive the job.
+    // Rank 0 represents all ranks: shares differ little, and a series per rank would outlive the job.
     if let Some(peak) = usage.device_memory_peak.filter(|_| usage.rank == 0) {
         metrics::gauge!("foil_gpu_memory_bytes", "phase" => phase).set(peak as f64);
     }
@@ -254,8 +254,8 @@ fn gauges(core: &Core, now: Now) -> [Family; 6] {
     [jobs, ages, agents, devices, excluded, devices_wanted(core)]
 }
 
-/// By how many devices of each kind the cluster would have to grow so that no job waits; an autoscaler's
-/// measure.
+/// Number of devices of each kind by which the cluster would have to grow so that no job waits; a metric for
+/// autoscalers.
 fn devices_wanted(core: &Core) -> Family {
     let family = Family::new("foil_queue_devices_wanted", "Devices that waiting jobs lack, by kind.");
     let wanted = core.devices_wanted();

@@ -1,33 +1,33 @@
-//! Jobs as metrics see them: moments that are compared with earlier ones of the same job.
+//! Job history for metrics that compare an event with earlier ones of the same job.
 
 use std::collections::HashMap;
 
 use crate::schedule::StepTaken;
 
-/// A report of a step, compared with those before it.
+/// A step report, compared with earlier ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Report {
     /// The step was taken for the first time.
     New,
-    /// The step was taken again, because the attempt that took it first ended before a checkpoint held it.
+    /// The step was repeated, because the first attempt that took it ended before a checkpoint included it.
     Replayed,
-    /// The rank repeats what it, or the attempt that it continues, has reported before.
+    /// The rank repeats a report that it or the attempt that it continues has already made.
     Repeated,
 }
 
-/// A part of a recovery that is over.
+/// A completed stage of a recovery.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Stage {
     pub(super) name: &'static str,
     pub(super) seconds: f64,
 }
 
-/// Memory of the jobs that run. A new leader starts without one: what began under the leader before it is not
-/// measured.
+/// History of the running jobs. A new leader starts with an empty one: whatever began under the previous
+/// leader is not measured.
 #[derive(Debug, Default)]
 pub(super) struct Tracker {
     jobs: HashMap<String, Tracked>,
-    /// Steps of all jobs that were taken, and those of them that were taken again.
+    /// Number of steps taken by all jobs, and how many of them were repeated.
     taken: u64,
     replayed: u64,
 }
@@ -40,15 +40,15 @@ struct Tracked {
     chunks: Vec<f64>,
 }
 
-/// A map phase of fewer chunks has no straggler.
+/// Minimum number of chunks for a map phase to have a straggler.
 const MIN_CHUNKS: usize = 3;
 
 /// A recovery continues until the next attempt commits something; times in milliseconds since 1970.
 #[derive(Debug, Clone, Copy)]
 enum Recovery {
-    /// Waits for devices since the end of an attempt.
+    /// Waiting for devices since the end of an attempt.
     Devices { since: u64 },
-    /// Waits for the first step, chunk or commit since the start of an attempt.
+    /// Waiting for the first step, chunk or commit since the start of an attempt.
     Progress { since: u64 },
 }
 
@@ -68,7 +68,7 @@ impl Tracker {
         self.jobs.entry(job.to_owned()).or_default().recovery = Some(Recovery::Devices { since: at });
     }
 
-    /// The end of the wait for devices, if the job recovers.
+    /// The end of the wait for devices, if the job is recovering.
     pub(super) fn attempt_started(&mut self, job: &str, at: u64) -> Option<Stage> {
         let tracked = self.jobs.get_mut(job)?;
         let Some(Recovery::Devices { since }) = tracked.recovery else { return None };
@@ -105,7 +105,7 @@ impl Tracker {
         Report::Replayed
     }
 
-    /// Fraction of the steps that were not taken again; none before the first step.
+    /// Fraction of the steps that were not repeats; none before the first step.
     pub(super) fn goodput(&self) -> Option<f64> {
         (self.taken > 0).then(|| 1.0 - self.replayed as f64 / self.taken as f64)
     }
@@ -114,7 +114,8 @@ impl Tracker {
         self.jobs.entry(job.to_owned()).or_default().chunks.push(seconds);
     }
 
-    /// The duration of a committed phase's slowest chunk over their median; none of a phase of few chunks.
+    /// Ratio of the slowest chunk's duration to the median in a committed phase; none for a phase of few
+    /// chunks.
     pub(super) fn straggler_ratio(&mut self, job: &str) -> Option<f64> {
         let mut chunks = std::mem::take(&mut self.jobs.get_mut(job)?.chunks);
         chunks.sort_by(f64::total_cmp);
@@ -155,7 +156,7 @@ mod tests {
         for number in 1..=5 {
             assert_eq!(tracker.step("j", &step(1, number, 0)), Report::New);
         }
-        // The rank lost its connection, and says again what it has reported.
+        // The rank lost its connection and repeats its earlier reports.
         assert_eq!(tracker.step("j", &step(1, 4, 0)), Report::Repeated);
         // Attempt 2 continues after a checkpoint of step 3.
         let second: Vec<Report> = (1..=7).map(|number| tracker.step("j", &step(2, number, 3))).collect();
@@ -182,7 +183,7 @@ mod tests {
     #[test]
     fn a_recovery_has_two_stages() {
         let mut tracker = Tracker::default();
-        assert_eq!(tracker.attempt_started("j", 1000), None, "the first attempt recovers from nothing");
+        assert_eq!(tracker.attempt_started("j", 1000), None, "the first attempt is not a recovery");
         assert_eq!(tracker.progressed("j", 2000), None);
         tracker.attempt_ended("j", 10_000);
         let devices = Stage { name: "devices", seconds: 2.5 };

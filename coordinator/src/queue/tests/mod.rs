@@ -17,7 +17,7 @@ fn queue(free: usize, connected: usize, demands: &[Demand]) -> Queue {
     Queue { supply, demands, shares: vec![Share::default()], ..Queue::default() }
 }
 
-/// A job that waits for its start, long enough to be preceded by nobody.
+/// A job that waits to start, for so long that none may overtake it.
 fn starts(ranks: usize) -> Demand {
     let (waited, known) = (HOUR, HOUR);
     Demand {
@@ -80,7 +80,11 @@ fn a_job_too_large_for_the_cluster_is_passed_over_and_says_so() {
     assert_eq!(found[1], "");
     assert_eq!(found[2], "waiting for 1 cpu device; 0 of 2 free; second in the queue");
     let new = Demand { known: Duration::from_secs(2), ..starts(80) };
-    assert_eq!(started(&mut queue(2, 2, &[new, starts(2)])), [] as [usize; 0], "workers may be on their way");
+    assert_eq!(
+        started(&mut queue(2, 2, &[new, starts(2)])),
+        [] as [usize; 0],
+        "workers may be about to join"
+    );
 }
 
 #[test]
@@ -119,9 +123,13 @@ fn of_two_half_started_attempts_the_last_gives_its_devices_back() {
     let urgent = [both[0], Demand { priority: 5, ..both[1] }];
     assert_eq!(allocate(&mut queue(0, 5, &urgent)).yields, [0], "the one of lower priority");
     let empty = [lacks(2, 1, true), lacks(1, 0, true)];
-    assert_eq!(allocate(&mut queue(0, 1, &empty)).yields, [0], "one that holds nothing has nothing to give");
+    assert_eq!(
+        allocate(&mut queue(0, 1, &empty)).yields,
+        [0],
+        "an attempt without devices has nothing to give"
+    );
     let working = [both[0], lacks(2, 2, false)];
-    assert_eq!(allocate(&mut queue(0, 5, &working)).yields, [] as [usize; 0], "the other one will end");
+    assert_eq!(allocate(&mut queue(0, 5, &working)).yields, [] as [usize; 0], "the other attempt will end");
     let new = [both[0], Demand { known: Duration::from_secs(59), ..both[1] }];
     assert_eq!(allocate(&mut queue(0, 5, &new)).yields, [] as [usize; 0], "its ranks may come back");
     let mut coming = queue(0, 5, &both);
@@ -134,8 +142,12 @@ fn an_attempt_that_the_workers_left_are_too_few_for_makes_room_for_others() {
     let stalled = lacks(2, 2, true);
     assert_eq!(allocate(&mut queue(0, 3, &[stalled, starts(1)])).yields, [0]);
     assert_eq!(allocate(&mut queue(0, 4, &[stalled, starts(1)])).yields, [] as [usize; 0], "others may end");
-    assert_eq!(allocate(&mut queue(0, 3, &[stalled])).yields, [] as [usize; 0], "nobody waits");
-    assert_eq!(allocate(&mut queue(0, 3, &[stalled, starts(9)])).yields, [] as [usize; 0], "nor can anybody");
+    assert_eq!(allocate(&mut queue(0, 3, &[stalled])).yields, [] as [usize; 0], "no job waits for them");
+    assert_eq!(
+        allocate(&mut queue(0, 3, &[stalled, starts(9)])).yields,
+        [] as [usize; 0],
+        "no waiting job can use them"
+    );
 }
 
 #[test]
@@ -200,7 +212,7 @@ fn jobs_that_start_use_up_their_tenants_quota() {
     assert_eq!(
         started(&mut shared(8, &newer, portion(0, 3))),
         [0, 2],
-        "within a quota there is backfill too"
+        "backfill also applies within a quota"
     );
 }
 

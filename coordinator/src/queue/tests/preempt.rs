@@ -8,7 +8,7 @@ fn urgent(ranks: usize) -> Demand {
     Demand { priority: 100, ..waits(ranks, 10) }
 }
 
-/// The jobs that an urgent one of `ranks` ranks takes devices from, with `free` free ones.
+/// The jobs preempted for an urgent job of `ranks` ranks while `free` devices are free.
 fn preempted(ranks: usize, free: usize, running: &[Running]) -> Vec<usize> {
     let connected = free + running.iter().map(|running| running.held).sum::<usize>();
     let mut queue = Queue { running: running.to_vec(), ..queue(free, connected, &[urgent(ranks)]) };
@@ -18,7 +18,7 @@ fn preempted(ranks: usize, free: usize, running: &[Running]) -> Vec<usize> {
 #[test]
 fn the_lowest_priority_is_taken_then_the_fewest_then_the_youngest() {
     let running = [runs(7, 2, 0, 50), runs(8, 2, -5, 50), runs(9, 2, -5, 10)];
-    assert_eq!(preempted(2, 0, &running), [9], "the youngest of the lowest");
+    assert_eq!(preempted(2, 0, &running), [9], "the youngest of the lowest priority");
     assert_eq!(preempted(4, 0, &running), [8, 9]);
     assert_eq!(preempted(5, 0, &running), [7, 8, 9]);
     assert_eq!(preempted(3, 2, &running), [9], "free devices count");
@@ -28,14 +28,14 @@ fn the_lowest_priority_is_taken_then_the_fewest_then_the_youngest() {
     assert_eq!(preempted(4, 0, &running), [10]);
     assert_eq!(preempted(5, 0, &running), [7, 10]);
     let running = [runs(7, 1, -9, 10), runs(8, 4, 0, 11)];
-    assert_eq!(preempted(4, 0, &running), [8], "what is not needed is spared");
+    assert_eq!(preempted(4, 0, &running), [8], "unneeded victims are spared");
 }
 
 #[test]
 fn a_job_with_too_little_below_it_preempts_nothing() {
     assert_eq!(preempted(4, 0, &[runs(7, 2, 0, 10), runs(8, 2, 100, 10)]), [] as [usize; 0], "an equal");
-    assert_eq!(preempted(4, 0, &[runs(7, 4, 101, 10)]), [] as [usize; 0], "one that has become urgent");
-    assert_eq!(preempted(4, 0, &[runs(7, 4, 0, 1)]), [] as [usize; 0], "it has only started");
+    assert_eq!(preempted(4, 0, &[runs(7, 4, 101, 10)]), [] as [usize; 0], "a job that has become urgent");
+    assert_eq!(preempted(4, 0, &[runs(7, 4, 0, 1)]), [] as [usize; 0], "it has only just started");
     assert_eq!(preempted(4, 0, &[runs(7, 4, 0, 2)]), [7]);
 }
 

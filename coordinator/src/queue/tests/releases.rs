@@ -2,14 +2,14 @@
 
 use super::*;
 
-/// A queue with two releases of workers: the free and all devices of each.
+/// A queue with two releases of workers, each given as its free devices and all its devices.
 fn mixed(first: (usize, usize), second: (usize, usize), demands: &[Demand]) -> Queue {
     let supply = |(free, connected)| Supply { free, connected, ..Supply::default() };
     let supply = [(DeviceKind::Cpu, vec![supply(first), supply(second)])].into();
     Queue { supply, ..queue(0, 0, demands) }
 }
 
-/// A job with `held` ranks of a release that lacks others.
+/// A job that holds `held` ranks of a release and lacks others.
 fn lacks_of(release: usize, ranks: usize, held: usize) -> Demand {
     Demand { release: Some(release), ..lacks(ranks, held, true) }
 }
@@ -23,7 +23,7 @@ fn a_job_starts_on_one_release_or_not_at_all() {
                     or build)";
     assert_eq!(wait.view("").reason, expected);
     let allocation = allocate(&mut mixed((1, 4), (3, 3), &[starts(3), starts(1), starts(1)]));
-    assert_eq!(allocation.grants[..2], [Grant::Full, Grant::Full], "each where it fits");
+    assert_eq!(allocation.grants[..2], [Grant::Full, Grant::Full], "each in the pool where it fits");
     assert_eq!(allocation.releases[..2], [1, 0]);
     assert!(matches!(allocation.grants[2], Grant::Wait(_)), "nothing is left");
 }
@@ -33,15 +33,19 @@ fn a_job_waits_where_there_are_the_most_devices_and_keeps_them_there_alone() {
     let allocation = allocate(&mut mixed((1, 4), (1, 2), &[starts(3), starts(1), starts(1)]));
     let Grant::Wait(wait) = &allocation.grants[0] else { panic!("{allocation:?}") };
     assert_eq!((wait.cause, wait.connected, allocation.releases[0]), (WaitCause::Devices, 4, 0));
-    assert_eq!((&allocation.grants[1], allocation.releases[1]), (&Grant::Full, 1), "the other is not kept");
-    assert!(matches!(&allocation.grants[2], Grant::Wait(_)), "the first one's are");
+    assert_eq!(
+        (&allocation.grants[1], allocation.releases[1]),
+        (&Grant::Full, 1),
+        "the other pool is not reserved"
+    );
+    assert!(matches!(&allocation.grants[2], Grant::Wait(_)), "the first pool is reserved");
 }
 
 #[test]
 fn an_attempt_gets_ranks_of_its_own_release() {
     let allocation = allocate(&mut mixed((0, 2), (4, 4), &[lacks_of(0, 1, 1)]));
     assert!(matches!(&allocation.grants[0], Grant::Wait(_)), "{allocation:?}");
-    assert_eq!(allocation.yields, [] as [usize; 0], "its own may come back");
+    assert_eq!(allocation.yields, [] as [usize; 0], "its own workers may come back");
     let allocation = allocate(&mut mixed((1, 2), (4, 4), &[lacks_of(0, 1, 1)]));
     assert_eq!((&allocation.grants[0], allocation.releases[0]), (&Grant::Full, 0));
     let none = Demand { release: None, ..lacks(2, 0, true) };
@@ -49,7 +53,7 @@ fn an_attempt_gets_ranks_of_its_own_release() {
     assert_eq!(
         (&allocation.grants[0], allocation.releases[0]),
         (&Grant::Full, 1),
-        "without ranks any will do"
+        "without ranks, any pool will do"
     );
 }
 

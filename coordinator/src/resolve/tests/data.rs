@@ -76,7 +76,7 @@ async fn rows_that_the_model_cannot_encode_are_bad_rows() {
     assert!(cut.warnings.iter().any(|warning| warning == told), "{:?}", cut.warnings);
 }
 
-/// Real preferences and golden answers through a real tokenizer, if the test models are there.
+/// Real preferences and golden answers through a real tokenizer, if the test models are available.
 #[tokio::test]
 async fn real_data_resolves() {
     let Some(pairs) = test_models::read("data/hh/preferences.train.jsonl.gz") else { return };
@@ -144,7 +144,7 @@ async fn pairs_that_are_equal_after_truncation_are_left_out_and_counted() {
     let summary = some.summaries.iter().find(|summary| summary.name == "preferences").unwrap();
     assert_eq!((summary.bad_rows, summary.ignored_columns.as_slice()), (0, &["source".to_owned()][..]));
 
-    // If none is left, the error says why.
+    // If no row is left, the error explains why.
     wire.data.as_mut().unwrap().preferences = vec![input(&store, "equal.jsonl", equal).await];
     let message = failure(wire, &store).await;
     assert!(message.contains("no row is left") && message.contains("the same tokens"), "{message}");

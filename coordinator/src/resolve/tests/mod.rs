@@ -21,12 +21,12 @@ async fn upload(store: &Store, bytes: impl Into<Bytes>) -> v1::Object {
     store.put_object(&input_key(&Digest::of(&bytes).blake3), bytes).await.unwrap()
 }
 
-/// Uploads a file and gives its reference.
+/// Uploads a file and returns its reference.
 async fn input(store: &Store, name: &str, bytes: impl Into<Bytes>) -> String {
     format!("input:{}:{name}", upload(store, bytes).await.blake3)
 }
 
-/// Uploads a model directory as a client does and gives its reference.
+/// Uploads a model directory the way a client does and returns its reference.
 async fn model(store: &Store, files: &[(&str, Bytes)]) -> String {
     let mut listing = v1::Artifact::default();
     for (path, bytes) in files {

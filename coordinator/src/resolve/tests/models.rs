@@ -58,8 +58,8 @@ fn safetensors(tensors: &[(String, Vec<i64>)]) -> Bytes {
     file.into()
 }
 
-/// The error for the letters model with some fields of its config.json and its tensors changed, from
-/// submission and again by what looks at the same directory on a client's machine.
+/// The error for the letters model with modified config.json fields and tensors, from submission and again
+/// from the check of the same directory on a client's machine.
 async fn model_refusal(
     config: serde_json::Value,
     change: impl FnOnce(&mut Vec<(String, Vec<i64>)>),
@@ -88,7 +88,7 @@ async fn model_refusal(
     let path = dir.path().display().to_string();
     wire.policy.as_mut().unwrap().model.clone_from(&path);
     let local = local_models(&spec::Job::try_from(wire).unwrap()).err().map(|error| error.to_string());
-    // Pad tokens are known with the tokenizer only.
+    // Pad tokens are known only with the tokenizer.
     if let (Some(submitted), Some(local)) = (&submitted, &local) {
         assert_eq!(
             submitted.replace("letters", ""),

@@ -13,7 +13,7 @@ async fn overlaps_are_reported() {
     let warned = |text: &str| resolved.warnings.iter().any(|warning| warning.contains(text));
     assert!(warned("evaluation_prompts: 10 of its 10 prompts"), "{:?}", resolved.warnings);
     assert!(warned("reward model's own prompts"), "{:?}", resolved.warnings);
-    // One file for both, as a first job often has it: the reward model is trained on prompts that are
+    // One file for both, as is common in a first job: the reward model is trained on prompts that it is
     // measured on.
     let mut wire = file_job(&store).await;
     let data = wire.data.as_mut().unwrap();
@@ -32,8 +32,8 @@ async fn overlaps_are_reported() {
     assert!(found.is_some_and(|line| line.contains("reward measured there flatters")), "{warnings:?}");
 }
 
-/// Any two sets of a job, made to share one prompt and no other sets, are reported by both their names, and
-/// no others.
+/// Any two sets of a job that are made to share one prompt are reported by both their names, and no other
+/// sets are.
 #[test]
 fn every_two_sets_that_share_a_prompt_are_reported() {
     type Put = fn(&mut Sets, u64);

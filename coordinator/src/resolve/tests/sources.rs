@@ -4,7 +4,7 @@ use prost::Message;
 
 use super::*;
 
-/// Lines `{prompt, golden}` with prompts of three letters that begin with the given ones.
+/// Lines `{prompt, golden}` with three-letter prompts that begin with the given letters.
 fn golden(letters: &str, key: &str, count: usize) -> String {
     let all: Vec<char> = "abcdefgh".chars().collect();
     let texts = all.iter().flat_map(|one| all.iter().map(move |two| format!("{one}{two}")));
@@ -18,7 +18,7 @@ fn source(set: &str, path: String) -> v1::DataSourceSpec {
     v1::DataSourceSpec { set: set.into(), path: vec![path], ..Default::default() }
 }
 
-/// A job whose golden answers are of two sources.
+/// A job whose golden answers come from two sources.
 async fn mixed(store: &Store, change: impl FnOnce(&mut Vec<v1::DataSourceSpec>)) -> v1::JobSpec {
     let mut wire = file_job(store).await;
     let mut sources = vec![
@@ -37,7 +37,7 @@ fn summary<'a>(resolved: &'a Resolved, name: &str) -> &'a v1::DatasetSummary {
     resolved.summaries.iter().find(|summary| summary.name == name).unwrap()
 }
 
-/// Rows of the source in the set and in what was held out of it.
+/// Number of rows from the source, in the set and in its holdout.
 fn from(resolved: &Resolved, source: usize) -> u64 {
     ["golden", "golden_holdout"].iter().map(|set| summary(resolved, set).sources[source].rows).sum()
 }
@@ -51,7 +51,8 @@ async fn golden_ids(resolved: &Resolved, store: &Store) -> Vec<u64> {
     rows::<GoldenRow>(resolved, "golden", store).await.iter().map(|row| row.id).collect()
 }
 
-/// The inputs of a job whose id follows from its specification: data sets of other jobs have other keys.
+/// The inputs of a job whose id is derived from its specification, because data sets of different jobs have
+/// different keys.
 async fn resolved(wire: v1::JobSpec, store: &Store) -> Result<Resolved, ResolveError> {
     let id = format!("j{}", blake3::hash(&wire.encode_to_vec()).to_hex());
     let job = spec::Job::try_from(wire).unwrap();
@@ -123,13 +124,13 @@ async fn sources_are_mixed_by_weight_and_the_mixture_follows_from_the_seed() {
     assert_eq!(weights, [Some(1.0), Some(1.0)]);
     let warning = "data.golden: 40 rows of a.jsonl are left out: 40 by weight";
     assert!(mixture.warnings.iter().any(|found| found == warning), "{:?}", mixture.warnings);
-    // The same job gives the same bytes; another seed gives other rows.
+    // The same job yields the same bytes; another seed yields other rows.
     let again = resolved(wire.clone(), &store).await.unwrap();
     assert_eq!(again.datasets, mixture.datasets);
     let other = resolved(v1::JobSpec { seed: Some(1), ..wire.clone() }, &store).await.unwrap();
     assert_ne!(golden_ids(&other, &store).await, golden_ids(&mixture, &store).await);
     assert_eq!((from(&other, 0), from(&other, 1)), (20, 20));
-    // A limit keeps the shares.
+    // A limit preserves the shares.
     let mut limited = wire;
     limited.data.as_mut().unwrap().limits = Some(v1::LimitSpec { golden: 12, ..Default::default() });
     let limited = resolved(limited, &store).await.unwrap();
@@ -170,7 +171,7 @@ async fn columns_limits_and_filters_are_those_of_their_source() {
     let found = resolved(lengths(none), &store).await.unwrap();
     assert_eq!((from(&found, 0), from(&found, 1)), (10, 0));
     assert_eq!(dropped(&found, 1), [("max_prompt_characters".to_owned(), 30)]);
-    // An answer of three characters is four tokens with EOS.
+    // With EOS, an answer of three characters is four tokens.
     for (max, kept) in [(3, 0), (4, 30)] {
         let filter = v1::FilterSpec { max_answer_tokens: Some(max), ..Default::default() };
         let found = resolved(lengths(filter), &store).await.unwrap();
@@ -190,14 +191,14 @@ async fn columns_limits_and_filters_are_those_of_their_source() {
 #[tokio::test]
 async fn near_duplicates_are_left_out_and_warned_of_across_sets() {
     let store = Store::in_memory();
-    // Letters with a symbol between them, which are 23 words.
+    // Letters separated by a symbol, which are 23 words.
     let letter = |text: usize, n: usize| (text * 31 + n * n * 7 + n * text * 3 + n * n * n / (text + 2)) % 8;
     let words = |text: usize| {
         (0..12).map(|n| "abcdefgh"[letter(text, n)..][..1].to_owned()).collect::<Vec<_>>().join("!")
     };
     let line = |prompt: String| format!("{{\"prompt\":\"{prompt}\",\"golden\":\"a!\"}}\n");
     let texts: String = (0..8).map(|seed| line(words(seed))).collect();
-    // The same but for its last word.
+    // The same text except for its last word.
     let near = line(format!("{}!", words(0)));
     let wire = |threshold: Option<f64>| {
         let texts = texts.clone();

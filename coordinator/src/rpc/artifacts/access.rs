@@ -1,4 +1,4 @@
-//! Access control: who may write and read which keys.
+//! Access control: which callers may write and read which keys.
 
 use foil_common::logs::{MAX_PART_BYTES, Part, Process};
 use foil_common::rpc::artifacts::input_key;
@@ -17,16 +17,17 @@ use crate::rpc::status::{not_leading, stopped};
 use crate::tenant::StoredBytes;
 use crate::tenant::Tenant;
 
-/// Lookup of jobs, of their running attempts and ranks.
+/// Lookup of jobs and of their running attempts and ranks.
 #[tonic::async_trait]
 pub trait AttemptCheck: Send + Sync + 'static {
     /// The current attempt of a job; none if the job is not running.
     fn current_attempt(&self, job_id: &str) -> Option<u32>;
 
-    /// True if the secret is that of the rank process `session` of the job's current attempt.
+    /// True if the secret belongs to the rank process `session` of the job's current attempt.
     fn is_rank(&self, job_id: &str, session: &str, secret: &str) -> bool;
 
-    /// The attempt and rank of the process `session`, if the secret is its own and its log is still accepted.
+    /// The attempt and rank of the process `session`, if the secret belongs to it and its log is still
+    /// accepted.
     async fn log_writer(&self, job_id: &str, session: &str, secret: &str) -> Option<(u32, u32)>;
     /// The job of the rank process with this secret.
     fn rank_job(&self, session: &str, secret: &str) -> Option<String>;
@@ -34,15 +35,15 @@ pub trait AttemptCheck: Send + Sync + 'static {
     /// The tenant of a job; none if there is no such job.
     async fn tenant_of(&self, job: &str) -> Result<Option<String>, Status>;
 
-    /// True if an object is a part of the models that a job starts from, which may be those of other jobs.
+    /// True if an object is a part of the models that a job starts from, which may belong to other jobs.
     async fn starts_from(&self, job: &str, key: &str) -> Result<bool, Status>;
 
-    /// A tenant's limit of stored bytes, and what its jobs have of it; none without a limit.
+    /// A tenant's limit of stored bytes and its jobs' usage; none without a limit.
     async fn stored_bytes(&self, _tenant: &Tenant) -> Result<Option<StoredBytes>, Status> {
         Ok(None)
     }
 
-    /// Fails if this process does not know the attempts because it is not the leader.
+    /// Fails if this process does not lead, and therefore does not know the attempts.
     fn serving(&self) -> Result<(), Status> {
         Ok(())
     }
@@ -107,7 +108,7 @@ pub(super) fn announced(begin: &v1::PutBegin) -> Result<Digest, Status> {
     Ok(Digest { size: begin.size, blake3: begin.blake3.clone() })
 }
 
-/// The key in the store that an upload goes to.
+/// The key in the store that an upload is written to.
 pub(super) fn may_write(
     begin: &v1::PutBegin,
     caller: &Principal,
@@ -134,7 +135,7 @@ pub(super) fn may_write(
     }
 }
 
-/// The part of a log that a rank process wants to write: its own only.
+/// The log part that a rank process is about to write. It may write only its own log.
 pub(super) async fn log_part(
     begin: &v1::PutBegin,
     caller: &Principal,
@@ -160,7 +161,7 @@ pub(super) async fn log_part(
     Err(unauthenticated(&begin.job_id))
 }
 
-/// Checks that the caller can be a rank. Without authentication agents cannot be told from users.
+/// Checks that the caller can be a rank. Without authentication, agents cannot be distinguished from users.
 fn check_rank_role(begin: &v1::PutBegin, caller: &Principal) -> Result<(), Status> {
     match caller.role == Role::Agent || caller.source == Source::Local {
         true => Ok(()),
@@ -176,8 +177,9 @@ fn client_may_write(begin: &v1::PutBegin, caller: &Principal) -> Result<String, 
     Err(bad_field("begin.key", &format!("a client may write its content's own key only, here {expected}")))
 }
 
-/// The key in the store of an object that the caller may read: inputs and jobs' data of its tenants, or of
-/// the job whose rank it is. All others do not exist for it, nor do the log and other internal objects.
+/// The key in the store of an object that the caller may read: inputs and job data of its tenants, or of the
+/// job whose rank it is. All other objects do not exist for the caller, including the log and other internal
+/// ones.
 pub(super) async fn may_read(
     key: &str,
     caller: &Caller,

@@ -1,7 +1,7 @@
-//! Bounds of what the logs of ranks take in the store.
+//! Limits on the storage used by the logs of ranks.
 //!
-//! Parts that larger ones cover are deleted, and then the oldest ones of a process and of a job that has too
-//! many bytes. Readers see from the offsets how much is missing.
+//! Parts that larger ones cover are deleted first, then the oldest parts of any process or job that exceeds
+//! its size limit. Readers see from the offsets how much is missing.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,14 +13,14 @@ use foil_common::storage::{Store, StoreError};
 const PROCESS_BYTES: u64 = 16 << 20;
 /// Maximum size of all logs of a job.
 const JOB_BYTES: u64 = 256 << 20;
-/// Number of parts of a process after which its log is looked at, even if none covers others.
+/// Number of parts of a process after which its log is checked, even if none covers others.
 const PARTS_UNSEEN: u32 = 80;
-/// A job's logs are looked at whenever one of them has grown by this much.
+/// A job's logs are checked whenever one of them has grown by this much.
 const JOB_STEP: u64 = 16 * PART_BYTES as u64;
-/// Number of processes that are remembered.
+/// Maximum number of tracked processes.
 const MAX_PROCESSES: usize = 10_000;
 
-/// Enforces the bounds, in the background.
+/// Enforces the limits in the background.
 pub(super) struct LogBounds {
     store: Store,
     /// By session.
@@ -31,12 +31,12 @@ pub(super) struct LogBounds {
 struct Seen {
     /// Offset up to which parts were written.
     end: u64,
-    /// Number of parts since the log was last looked at.
+    /// Number of parts since the log was last checked.
     parts: u32,
 }
 
 impl Seen {
-    /// Records a part. Returns whether the process's log is to be looked at, and whether the job's logs are.
+    /// Records a part. Returns whether to check the process's log, and whether to check the job's logs.
     fn record(&mut self, part: &Part) -> (bool, bool) {
         let (covers, grown) = (part.start < self.end, part.end / JOB_STEP > self.end / JOB_STEP);
         self.end = self.end.max(part.end);
@@ -54,7 +54,7 @@ impl LogBounds {
         Self { store, processes: Arc::default() }
     }
 
-    /// Records a part that was written.
+    /// Records a part that was written, and enforces the limits.
     pub(super) fn enforce(&self, job: &str, part: &Part) {
         let mut processes = self.processes.lock().unwrap_or_else(PoisonError::into_inner);
         if processes.len() > MAX_PROCESSES {
@@ -92,7 +92,8 @@ async fn trim(store: &Store, job: &str, prefix: &str, max: u64) -> Result<(), St
     Ok(())
 }
 
-/// The parts that others cover, and the oldest of the rest beyond `max` bytes. A process's last part stays.
+/// The parts covered by others, and the oldest of the remaining ones beyond `max` bytes. A process's last
+/// part is kept.
 fn superfluous(mut parts: Vec<Part>, max: u64) -> Vec<Part> {
     // Parts of one process are ordered by start, the longest first.
     parts.sort_by(|a, b| (&a.process, a.start).cmp(&(&b.process, b.start)).then(b.end.cmp(&a.end)));
@@ -104,7 +105,7 @@ fn superfluous(mut parts: Vec<Part>, max: u64) -> Vec<Part> {
         if is_covered { &mut covered } else { &mut kept }.push(part);
     }
     let mut bytes: u64 = kept.iter().map(Part::bytes).sum();
-    // Attempts follow one another; within one, all processes begin at 0.
+    // Attempts follow one another; within an attempt, all processes begin at 0.
     kept.sort_by_key(|part| (part.process.attempt, part.end));
     for part in kept {
         if bytes <= max {
@@ -144,7 +145,7 @@ mod tests {
         assert_eq!(superfluous(parts.clone(), 1000), covered);
         let tight = superfluous(parts.clone(), 15);
         assert_eq!(tight, [covered.clone(), vec![part(1, 1, 0, 10), part(1, 0, 0, 30)]].concat());
-        assert_eq!(superfluous(parts, 0).len(), 5, "the last part stays");
+        assert_eq!(superfluous(parts, 0).len(), 5, "the last part is kept");
 
         let attempts = vec![part(2, 0, 0, 10), part(1, 0, 0, 50), part(1, 1, 0, 20)];
         assert_eq!(superfluous(attempts, 60), [part(1, 1, 0, 20)], "of an earlier attempt");
@@ -159,6 +160,6 @@ mod tests {
         assert_eq!(seen.record(&part(1, 0, 30, JOB_STEP)), (false, true));
         let tiny = |number: u64| part(1, 0, JOB_STEP + number, JOB_STEP + number + 1);
         let looks = (0..400).filter(|number| seen.record(&tiny(*number)).0).count();
-        assert!(looks >= 4, "{looks} looks at 400 tiny parts");
+        assert!(looks >= 4, "{looks} checks for 400 tiny parts");
     }
 }

@@ -38,7 +38,7 @@ use crate::collector::InUse;
 /// Concurrent uploads of ranks and of clients; each holds up to three 8 MiB parts.
 const RANK_UPLOADS: usize = 16;
 const CLIENT_UPLOADS: usize = 8;
-/// Concurrent uploads of parts of logs, which are small and must not wait for a checkpoint.
+/// Concurrent uploads of log parts, which are small and must not wait for a checkpoint.
 const LOG_UPLOADS: usize = 16;
 
 /// Concurrent downloads; each holds a few 1 MiB messages.
@@ -47,12 +47,12 @@ const DOWNLOADS: usize = 64;
 /// Timeout for an upload's first message.
 const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A download whose reader takes nothing for this long is aborted.
+/// A download whose reader consumes nothing for this long is aborted.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The Artifacts service. Clients may write `inputs/{blake3}`, which each tenant has of its own, and read
-/// those and their tenant's `jobs/`; ranks of a job's current attempt may write below `jobs/{job}/phases/`,
-/// its last rank processes each its own log, and ranks may read what is of the job.
+/// The Artifacts service. Clients may write `inputs/{blake3}`, a namespace of their tenant, and read it and
+/// their tenant's `jobs/`. Ranks of a job's current attempt may write below `jobs/{job}/phases/`, the job's
+/// last rank processes may each write their own log, and ranks may read the job's objects.
 pub struct ArtifactsService {
     store: Store,
     attempts: Arc<dyn AttemptCheck>,
@@ -108,12 +108,13 @@ impl Artifacts for ArtifactsService {
         let key = access::may_write(&begin, &caller, &*self.attempts)?;
         let is_rank = !begin.job_id.is_empty();
         let slot = if is_rank { &self.rank_uploads } else { &self.client_uploads }.take().await?;
-        // Not collected as garbage from here on; after the upload, its age protects it for the grace period.
+        // From here on the key is not collected as garbage; after the upload, its age protects it for the
+        // grace period.
         let _hold = self.in_use.hold([key.clone()]).map_err(|why| being_deleted(&why))?;
         if !is_rank {
             self.repair(&key, &announced).await?;
         }
-        // Clients know their uploads by the key that they gave.
+        // Clients know their uploads by the keys that they specified.
         let named = |object| v1::Object { key: begin.key.clone(), ..object };
         if let Some(object) = self.already_there(&key, &announced).await? {
             if !is_rank {
@@ -121,7 +122,7 @@ impl Artifacts for ArtifactsService {
             }
             return Ok(Response::new(v1::PutResponse { object: Some(named(object)) }));
         }
-        // Writes of jobs are not refused: those that were submitted continue.
+        // Writes of jobs are not refused: jobs that were already submitted continue.
         let admitted = match is_rank {
             true => None,
             false => self.upload_quota.admit(&caller.tenant, begin.size, &*self.attempts).await?,
@@ -129,7 +130,7 @@ impl Artifacts for ArtifactsService {
         failpoint::hit("artifact.receive").map_err(|injected| busy(&injected.to_string()))?;
         let mut writer = self.store.write_object(&key, announced).await.map_err(|e| from_store(&e))?;
         let received = receive(&mut parts, &mut writer, &slot).await;
-        // An upload that became stale meanwhile must not become an object.
+        // An upload that became stale in the meantime must not become an object.
         let allowed = received.and_then(|()| access::may_write(&begin, &caller, &*self.attempts));
         if let Err(status) = allowed {
             writer.abandon().await;
@@ -172,13 +173,13 @@ impl Artifacts for ArtifactsService {
     }
 }
 
-/// Whether it is meant to be a part of a rank's log.
+/// Whether the upload is meant to be a part of a rank's log.
 fn is_log(begin: &v1::PutBegin) -> bool {
     !begin.job_id.is_empty() && begin.key.starts_with(&format!("{}/", logs::prefix(&begin.job_id)))
 }
 
 impl ArtifactsService {
-    /// Takes a part of a rank's log, and keeps all logs within their bounds.
+    /// Stores a part of a rank's log, and keeps all logs within their limits.
     async fn put_log(
         &self,
         begin: &v1::PutBegin,
@@ -201,8 +202,8 @@ impl ArtifactsService {
         Ok(v1::PutResponse { object: Some(object) })
     }
 
-    /// Removes a damaged object, so that a client can upload it again. The key is the hash of the content, so
-    /// nothing else can be meant.
+    /// Removes a damaged object, so that a client can upload it again. Its key is the hash of the content, so
+    /// the upload cannot be a different object.
     async fn repair(&self, key: &str, announced: &Digest) -> Result<(), Status> {
         let repaired = self.store.remove_unless(key, announced).await.map_err(|error| from_store(&error))?;
         if repaired {
@@ -212,7 +213,7 @@ impl ArtifactsService {
         Ok(())
     }
 
-    /// The object, if it was written before with the same content.
+    /// The existing object, if its content is the same.
     async fn already_there(&self, key: &str, announced: &Digest) -> Result<Option<v1::Object>, Status> {
         match self.store.stat_object(key).await {
             Ok(object) if Digest::from(&object) == *announced => Ok(Some(object)),
@@ -241,7 +242,7 @@ async fn next_part(parts: &mut Streaming<v1::PutRequest>) -> Result<Option<Part>
     }
 }
 
-/// Receives an upload, which must keep the minimum rate.
+/// Receives an upload, which must sustain the minimum rate.
 async fn receive(
     parts: &mut Streaming<v1::PutRequest>,
     writer: &mut ObjectWriter,
@@ -279,7 +280,7 @@ fn interrupted(reason: Interrupted) -> Status {
 
 type Message = Result<v1::GetResponse, Status>;
 
-/// Sends the object's metadata, then its bytes, as fast as the reader takes them.
+/// Sends the object's metadata, then its bytes, as fast as the reader consumes them.
 async fn send(object: v1::Object, mut bytes: ByteStream, sender: mpsc::Sender<Message>, slot: Slot) {
     let first = v1::GetResponse { object: Some(object), data: Bytes::new() };
     let mut sent = send_message(&slot, &sender, Ok(first)).await;
@@ -296,7 +297,7 @@ async fn send(object: v1::Object, mut bytes: ByteStream, sender: mpsc::Sender<Me
     }
 }
 
-/// The reader has disconnected or does not read.
+/// The reader has disconnected or has stopped reading.
 struct ReaderGone;
 
 async fn send_message(

@@ -1,4 +1,4 @@
-//! Transfer slots. Each transfer holds memory, so slots are few, and a stalled or slow transfer loses its
+//! Transfer slots. Each transfer occupies memory, so slots are few, and a stalled or slow transfer loses its
 //! slot to the next one.
 
 #![expect(clippy::disallowed_methods, reason = "slots have deadlines")]
@@ -15,11 +15,12 @@ use tonic::Status;
 
 use super::status::busy;
 
-/// Maximum number of waiting calls; more are rejected at once, so that their data occupies no memory.
+/// Maximum number of waiting calls; further ones are rejected immediately, so that their data occupies no
+/// memory.
 const MAX_WAITING: usize = 64;
 
-/// Bytes per second. A transfer with a slower peer loses its slot if others wait, so that nobody can occupy
-/// all slots at just the minimum rate.
+/// Bytes per second. A transfer with a slower peer loses its slot if others wait, so that callers cannot
+/// occupy all slots at just the minimum rate.
 const FAIR_RATE: f64 = (1 << 20) as f64;
 
 /// Timeouts of slots; tests shorten them.
@@ -27,9 +28,9 @@ const FAIR_RATE: f64 = (1 << 20) as f64;
 struct Timeouts {
     /// Time that a call waits for a slot before it is rejected.
     turn: Duration,
-    /// Time that a peer may stall, and before its rate counts, while others wait for the slot.
+    /// While others wait for the slot: how long a peer may stall, and how long before its rate counts.
     grace: Duration,
-    /// Interval between two checks for such a transfer.
+    /// Interval between two checks for slow transfers.
     poll: Duration,
 }
 
@@ -63,7 +64,7 @@ struct Held {
 struct Holder {
     /// Start of the current wait for the peer; none while the transfer waits for the store.
     waits_since: Option<Instant>,
-    /// Total time it has waited for its peer before.
+    /// Total time of earlier waits for the peer.
     waited: Duration,
     /// Bytes transferred.
     bytes: u64,
@@ -71,7 +72,7 @@ struct Holder {
 }
 
 impl Holder {
-    /// The peer's rate in bytes per second, if it is so low that another transfer may have the slot.
+    /// The peer's rate in bytes per second, if it is so low that the slot may go to another transfer.
     fn low_rate(&self, grace: Duration) -> Option<f64> {
         let waits = self.waits_since.map(|since| since.elapsed()).unwrap_or_default();
         let all = self.waited + waits;
@@ -92,7 +93,7 @@ impl Slots {
         Self { shared: Arc::new(shared) }
     }
 
-    /// A slot, in order of arrival.
+    /// Takes a slot, in order of arrival.
     pub(super) async fn take(&self) -> Result<Slot, Status> {
         let Some(_waiting) = Waiting::among(&self.shared.waiting) else {
             return Err(busy("too many transfers are waiting"));
@@ -164,7 +165,7 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    /// Waits for the transfer's peer, for at most `limit`, and only as long as nobody else needs the slot.
+    /// Waits for the transfer's peer for at most `limit`, and only while no other call needs the slot.
     pub(super) async fn wait_for<T>(
         &self,
         limit: Duration,
@@ -210,14 +211,14 @@ pub(super) enum Interrupted {
 }
 
 /// Time that a sender may still spend idle. It grows with the bytes sent, so that a transfer takes no longer
-/// than its size at the minimum rate.
+/// than its size would at the minimum rate.
 #[derive(Debug)]
 pub(super) struct Credit {
     left: Duration,
 }
 
 impl Credit {
-    /// Initial credit, and the most that can be saved up.
+    /// Initial credit, and the maximum that can be saved up.
     const MAX: Duration = Duration::from_secs(20);
     /// Minimum rate in bytes per second.
     pub(super) const MIN_RATE: u32 = 64 << 10;
@@ -245,7 +246,7 @@ mod tests {
 
     use super::*;
 
-    /// Timeouts short enough for a test, and long enough for a busy machine to keep the order.
+    /// Timeouts short enough for a test, but long enough that even a busy machine preserves the order.
     fn slots(count: usize, turn: Duration) -> Slots {
         let (grace, poll) = (Duration::from_millis(500), Duration::from_millis(20));
         Slots::with_timeouts(count, Timeouts { turn, grace, poll })
@@ -277,7 +278,7 @@ mod tests {
                 }
             }
         });
-        assert_eq!(slots.take().await.unwrap_err().code(), Code::Unavailable, "its turn did not come");
+        assert_eq!(slots.take().await.unwrap_err().code(), Code::Unavailable, "no slot became free in time");
         stopped.cancel();
         moving.await.unwrap();
         slots.take().await.unwrap();
@@ -324,7 +325,7 @@ mod tests {
     fn a_transfer_takes_no_longer_than_its_size_at_the_minimum_rate() {
         let mut credit = Credit::new();
         let mut spent = Duration::ZERO;
-        // One byte whenever the time is almost up.
+        // One byte at a time, whenever the credit is almost used up.
         while !credit.left().is_zero() && spent < Duration::from_secs(60) {
             let waited = credit.left().min(Duration::from_secs(19));
             spent += waited;

@@ -12,7 +12,7 @@ use crate::rpc::status::{DOMAIN, STALE_ATTEMPT, echo, short, status};
 
 /// Delay after which a client should retry.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// The same while the store is full: somebody has to make room.
+/// The same while the store is full, when an operator must free space.
 const FULL_RETRY_AFTER: Duration = Duration::from_secs(60);
 
 pub(super) fn busy(problem: &str) -> Status {

@@ -1,7 +1,8 @@
-//! The limit of a tenant's stored bytes, as uploads of inputs meet it: before their bytes are stored.
+//! A tenant's limit of stored bytes, enforced on uploads of inputs before their bytes are stored.
 //!
-//! The log names what jobs have, but not inputs that no job names yet. Those are counted in the store, which
-//! is listed seldom: the uploads since then are added, and before one is refused the store is listed again.
+//! The log lists the objects of jobs, but not inputs that no job refers to yet. Those are counted in the
+//! store, which is rarely listed: uploads since the last listing are added to it, and the store is listed
+//! again before an upload is refused.
 
 #![expect(clippy::disallowed_methods, reason = "listings age")]
 
@@ -19,32 +20,32 @@ use crate::inputs::{self, INPUTS};
 use crate::rpc::status::quota_exceeded;
 use crate::tenant::{QuotaExceeded, StoredBytes, Tenant};
 
-/// Age after which a listing is made again: uploads that another coordinator took are in it.
+/// Age after which the store is listed again, which covers uploads through other coordinators.
 const MAX_AGE: Duration = Duration::from_secs(600);
-/// Age up to which a listing counts also for a refusal. Collections of garbage delete inputs.
+/// Maximum age of a listing that may justify a refusal, because garbage collections delete inputs.
 const FRESH: Duration = Duration::from_secs(10);
 
 /// Admits uploads of inputs.
 pub(super) struct UploadQuota {
     store: Store,
     fresh: Duration,
-    /// By tenant, of those that have a limit.
+    /// Inputs by tenant, for tenants that have a limit.
     tenants: Mutex<HashMap<Tenant, Arc<Inputs>>>,
 }
 
 /// The inputs of one tenant.
 #[derive(Default)]
 struct Inputs {
-    /// When the store was listed; locked while it is, and while an upload is admitted.
+    /// When the store was last listed. Locked during a listing and while an upload is admitted.
     listed_at: tokio::sync::Mutex<Option<Instant>>,
     bytes: Mutex<Bytes>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Bytes {
-    /// In the store at its last listing.
+    /// Bytes found by the last listing.
     listed: u64,
-    /// Bytes of uploads that ended since that listing began.
+    /// Bytes of uploads that ended since the last listing began.
     added: u64,
     /// Bytes of uploads in progress, as announced.
     pending: u64,
@@ -58,7 +59,7 @@ impl UploadQuota {
     /// Admits an upload of this size; none if the tenant has no limit.
     ///
     /// # Errors
-    /// With it, the tenant would have more bytes than it may.
+    /// The upload would put the tenant over its limit.
     pub(super) async fn admit(
         &self,
         tenant: &Tenant,
@@ -100,7 +101,8 @@ impl UploadQuota {
         });
         let listed = listed.await.map_err(|error| from_store(&error))?;
         let mut bytes = inputs.bytes();
-        // An upload that ended meanwhile may be in the listing or not; it is counted rather twice than never.
+        // An upload that ended during the listing may or may not be in it; it is better counted twice than
+        // not at all.
         *bytes = Bytes { listed, added: bytes.added - before, pending: bytes.pending };
         Ok(())
     }
@@ -123,7 +125,7 @@ impl Inputs {
     }
 }
 
-/// An upload in progress, which counts as announced.
+/// An upload in progress, counted at its announced size.
 pub(super) struct Admitted {
     inputs: Arc<Inputs>,
     size: u64,
@@ -131,7 +133,7 @@ pub(super) struct Admitted {
 }
 
 impl Admitted {
-    /// Records that the upload is in the store.
+    /// Records that the upload has been stored.
     pub(super) fn stored(mut self) {
         self.is_stored = true;
     }

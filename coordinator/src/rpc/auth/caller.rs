@@ -11,7 +11,7 @@ use crate::auth::{Principal, Role};
 use crate::job::Submitted;
 use crate::rpc::status::{echo, status};
 
-/// The principal of a request, put there by the middleware. Cheap to clone.
+/// The principal of a request, attached by the middleware. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(in crate::rpc) struct Caller(Arc<Call>);
 
@@ -33,12 +33,12 @@ impl Caller {
         Self(Arc::new(Call { principal, note: OnceLock::new() }))
     }
 
-    /// Says for the audit log what the call changes, as `job/01m8…`; the first word counts.
+    /// Records for the audit log what the call changes, such as `job/01m8…`; only the first record counts.
     pub(in crate::rpc) fn changes(&self, resource: &str) {
         self.changes_by(resource, "");
     }
 
-    /// The same, by a request with this id.
+    /// Like [`Self::changes`], with the request's id.
     pub(in crate::rpc) fn changes_by(&self, resource: &str, request_id: &str) {
         self.0.note.get_or_init(|| Note { resource: echo(resource), request_id: echo(request_id) });
     }
@@ -59,13 +59,13 @@ impl std::ops::Deref for Caller {
 /// The caller of a request.
 ///
 /// # Errors
-/// The request has not passed [`super::authorize`], which is a bug: nothing may be answered then.
+/// The request has not passed [`super::authorize`]. This is a bug, and nothing may be answered.
 pub(in crate::rpc) fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
     let found = request.extensions().get::<Caller>().cloned();
     found.ok_or_else(|| Status::internal("the call has no principal; please report this"))
 }
 
-/// Checks that a principal may cancel or delete a job that it may know of.
+/// Checks that a principal may cancel or delete a job that is visible to it.
 pub(in crate::rpc) fn may_change(
     principal: &Principal,
     job: &str,
@@ -84,12 +84,12 @@ pub(in crate::rpc) fn may_change(
     Err(status(Code::PermissionDenied, "NOT_OWNER", message, ErrorDetails::new()))
 }
 
-/// Status for a user who is no admin.
+/// Status for a user who is not an admin.
 pub(in crate::rpc) fn only_admins(act: &str) -> Status {
     status(Code::PermissionDenied, "ROLE_REQUIRED", format!("only an admin may {act}"), ErrorDetails::new())
 }
 
-/// The rank process that a call says to be made by; the driver knows whether it is.
+/// The rank process that a call claims to come from; the driver verifies the claim.
 #[derive(Clone)]
 pub(in crate::rpc) struct RankClaim {
     pub(in crate::rpc) session: String,

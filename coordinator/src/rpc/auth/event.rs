@@ -30,18 +30,18 @@ impl Event {
         Self { log: log.clone(), at, method, peer: peer.unwrap_or_default() }
     }
 
-    /// Records the refusal of a caller that is not known.
+    /// Records the refusal of an unknown caller.
     pub(super) fn refused(self, response: &Response) {
         let (outcome, reason) = outcome(response);
         let record = Record { peer: self.peer, reason, ..Record::new(self.at, &self.method, outcome) };
         self.log.record(record, self.at);
     }
 
-    /// Records a call that changes something, and any other whose caller was refused.
+    /// Records a call that changes something, and any call whose caller was refused.
     pub(super) fn answered(self, caller: &Caller, rpc: Option<(Access, Effect)>, response: &Response) {
         let (outcome, reason) = outcome(response);
         let is_change = rpc.is_some_and(|(access, effect)| {
-            // Ranks write objects by the thousand; the stream of their agent stands for them.
+            // Ranks write objects by the thousands; their agent's stream represents them.
             effect == Effect::Changes && (caller.role != Role::Agent || access == Access::Agent)
         });
         if !is_change && !outcome.is_refusal() {
@@ -63,8 +63,8 @@ impl Event {
     }
 }
 
-/// Code and reason of an answer. A stream counts as answered well when it begins; a failed call has its
-/// status in the headers.
+/// Code and reason of a response. A stream counts as successful once it begins; a failed call has its status
+/// in the headers.
 fn outcome(response: &Response) -> (Outcome, String) {
     if let Some(status) = Status::from_header_map(response.headers()) {
         let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();

@@ -1,5 +1,5 @@
-//! Authentication and authorization of every call, in one place: a middleware around all services that knows
-//! the RPC by its path and gives the services the caller's [`Principal`].
+//! Authentication and authorization of every call in one place: a middleware around all services that
+//! identifies the RPC by its path and passes the caller's [`Principal`] to the services.
 
 mod caller;
 mod event;
@@ -37,11 +37,11 @@ use crate::leadership::LeadershipHandle;
 /// Decides which calls reach the services. Cheap to clone; clones share their state.
 #[derive(Debug, Clone)]
 pub(super) struct Gate {
-    /// Every caller is the local admin if there is none.
+    /// None if every caller is the local admin.
     authenticator: Option<Authenticator>,
     throttle: Throttle,
     audit: Option<AuditLog>,
-    /// Knows the rates of tenants, while this coordinator leads.
+    /// Provides the tenants' rates while this coordinator leads.
     leadership: LeadershipHandle,
     /// The driver's clock.
     clock: Clock,
@@ -61,7 +61,7 @@ impl Gate {
     async fn identify(&self, shown: &Shown, now: SystemTime) -> Result<Principal, Refusal> {
         let Some(authenticator) = &self.authenticator else { return Ok(Principal::local()) };
         let authorization = shown.authorization.as_ref().map_err(Refusal::clone)?.as_deref();
-        // A token counts before a certificate.
+        // A token takes precedence over a certificate.
         let certificate = match (authorization, shown.client.as_ref().and_then(Client::certificate)) {
             (None, Some(certificate)) => Some(certificate.subject()?),
             _ => None,
@@ -69,7 +69,7 @@ impl Gate {
         authenticator.authenticate(Evidence { authorization, certificate }, now).await
     }
 
-    /// Completes with the status of a call whose caller is not known any more; none without authentication.
+    /// Completes with a status once the caller's credentials become invalid; none without authentication.
     fn revoked(&self, shown: Shown, caller: &Caller, path: &str) -> Option<Revoked> {
         self.authenticator.as_ref()?;
         let (gate, known, path) = (self.clone(), Principal::clone(caller), echo(path));
@@ -89,7 +89,7 @@ impl Gate {
 
     /// Checks that a principal may make a call.
     fn check(&self, principal: &Principal, access: Access) -> Result<(), Status> {
-        // Without authentication agents and ranks cannot be told from users.
+        // Without authentication, agents and ranks cannot be distinguished from users.
         if self.authenticator.is_none() || access.allows(principal.role) {
             return Ok(());
         }
@@ -103,7 +103,7 @@ impl Gate {
     }
 }
 
-/// A request's evidence of its caller, apart from the body, which is not to be shared between threads.
+/// A request's credentials. They are separate from the body, which cannot be shared between threads.
 struct Shown {
     authorization: Result<Option<String>, Refusal>,
     client: Option<Client>,
@@ -120,7 +120,7 @@ impl Shown {
     }
 }
 
-/// The header `authorization`, which must not come twice.
+/// The header `authorization`, which must not occur twice.
 fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
     let mut found = headers.get_all(AUTHORIZATION).iter();
     match (found.next(), found.next()) {
@@ -139,7 +139,7 @@ pub(super) async fn authorize(State(gate): State<Gate>, mut request: Request, ne
     if matches!(rpc, Some((Access::Open, _))) {
         return next.run(request).await;
     }
-    #[expect(clippy::disallowed_methods, reason = "tokens expire, and the audit log has the time")]
+    #[expect(clippy::disallowed_methods, reason = "tokens expire, and audit records have a time")]
     let now = SystemTime::now();
     let event = gate.audit.as_ref().map(|log| Event::new(log, &request, now));
     let shown = Shown::new(&request, gate.authenticator.as_ref());
@@ -158,7 +158,7 @@ pub(super) async fn authorize(State(gate): State<Gate>, mut request: Request, ne
     if refused.is_none()
         && let Some(too_soon) = gate.refuse_too_soon(&caller, &request)
     {
-        // It changed nothing, and whoever makes too many calls must not fill the audit log.
+        // The call changed nothing, and a caller that sends too many must not fill the audit log.
         return too_soon;
     }
     let response = match refused {
@@ -183,7 +183,7 @@ pub(super) async fn authorize(State(gate): State<Gate>, mut request: Request, ne
 }
 
 impl Gate {
-    /// The answer to a caller that is not known.
+    /// The response to an unknown caller.
     async fn refuse_unknown(&self, peer: Option<IpAddr>, refusal: &Refusal, answers_grpc: bool) -> Response {
         count(refusal.reason());
         if let (Refusal::Token(_), Some(peer)) = (refusal, peer) {
@@ -192,24 +192,24 @@ impl Gate {
         unauthenticated(refusal, answers_grpc)
     }
 
-    /// The answer to a call beyond its tenant's rate. Operators and admins are not counted, so that they can
-    /// put things right, nor are agents.
+    /// The response to a call that exceeds its tenant's rate. Operators and admins are exempt, so that they
+    /// can resolve problems, and so are agents.
     fn refuse_too_soon(&self, caller: &Caller, request: &Request) -> Option<Response> {
         let is_counted = matches!(caller.role, Role::Viewer | Role::Submitter) && answers_grpc(request);
-        // A standby, which knows no rates, answers with the leader's address.
+        // A standby has no rates, and answers with the leader's address.
         let driver = self.leadership.driver().ok().filter(|_| is_counted)?;
         let exceeded = driver.admit_request(&caller.tenant, self.clock.now()).err()?;
         count(RATE_EXCEEDED);
         Some(rate_exceeded(&exceeded).into_http())
     }
 
-    /// The answer to a principal that may not make a call, or to a call that does not exist.
+    /// The response to a principal that may not make a call, or to a call that does not exist.
     fn refuse(&self, caller: &Caller, request: &Request, rpc: Option<(Access, Effect)>) -> Option<Response> {
         let answers_grpc = answers_grpc(request);
         let refused = match rpc {
             Some((access, _)) => self.check(caller, access).err()?,
             None if answers_grpc => return Some(Status::unimplemented("there is no such call").into_http()),
-            // Answered as an unknown page.
+            // Answered like an unknown page.
             None => return None,
         };
         count("ROLE_REQUIRED");
@@ -219,7 +219,7 @@ impl Gate {
         })
     }
 }
-/// True if a request wants a gRPC status rather than a page.
+/// True if a request expects a gRPC status rather than a page.
 fn answers_grpc(request: &Request) -> bool {
     is_grpc(request.headers().get(CONTENT_TYPE))
 }

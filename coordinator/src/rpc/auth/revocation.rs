@@ -1,5 +1,5 @@
-//! The end of answers whose caller's proof is not accepted any more: a token that was taken out of its file,
-//! a certificate that was revoked, or either after its expiry.
+//! Ends responses whose caller's credentials have become invalid: a token removed from its file, a revoked
+//! certificate, or either after its expiry.
 
 #![expect(clippy::disallowed_methods, reason = "proofs expire")]
 
@@ -18,17 +18,17 @@ use tonic::Status;
 
 use crate::auth::{Principal, Refusal};
 
-/// Maximum time between two looks at the clock, which may be set.
+/// Maximum time between two checks of the clock, which may be set.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
-/// Minimum time: a proof is accepted for a moment after its expiry.
+/// Minimum time between two checks: a proof is accepted for a moment after its expiry.
 const MIN_PAUSE: Duration = Duration::from_secs(1);
 
-/// Changes of what callers prove themselves by, since a request came.
+/// Changes to the accepted credentials since a request arrived.
 #[derive(Debug, Clone)]
 pub(super) struct Changes {
-    /// Versions of the files of tokens and keys.
+    /// Versions of the token and key files.
     pub(super) files: Option<watch::Receiver<()>>,
-    /// Versions of the files of TLS, if the caller has a certificate.
+    /// Versions of the TLS files, if the caller has a certificate.
     pub(super) certificates: Option<tls::Changes>,
 }
 
@@ -36,7 +36,7 @@ impl Changes {
     /// Completes after the next change.
     pub(super) async fn next(&mut self) {
         let files = async {
-            // Without a sender nothing changes any more.
+            // Without a sender, nothing can change.
             let changed = match &mut self.files {
                 Some(files) => files.changed().await.is_ok(),
                 None => false,
@@ -58,8 +58,8 @@ impl Changes {
     }
 }
 
-/// Completes when `check`, asked after each change and at the proof's expiry, does not know the same
-/// principal any more.
+/// Completes when `check`, called after each change and at the proof's expiry, stops returning the same
+/// principal.
 pub(super) async fn until_refused<F>(known: Principal, mut changes: Changes, check: impl Fn() -> F) -> Refusal
 where
     F: Future<Output = Result<Principal, Refusal>>,
@@ -87,10 +87,10 @@ where
     }
 }
 
-/// The status with which an answer ends.
+/// The status with which a response ends.
 pub(super) type Revoked = Pin<Box<dyn Future<Output = Status> + Send>>;
 
-/// A gRPC answer that ends with a status as soon as there is one.
+/// A gRPC response that ends with a status as soon as there is one.
 pub(super) struct RevocableBody {
     body: Body,
     revoked: Option<Revoked>,
@@ -110,12 +110,12 @@ impl HttpBody for RevocableBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        // First, or a service that never pauses would continue for ever.
+        // Checked first, or else a service that never pauses would continue forever.
         if let Some(revoked) = &mut self.revoked
             && let Poll::Ready(status) = revoked.as_mut().poll(context)
         {
             self.revoked = None;
-            // Dropping the answer tells the service.
+            // Dropping the response notifies the service.
             self.body = Body::empty();
             let mut trailers = HeaderMap::new();
             let added = status.add_header(&mut trailers);
@@ -149,7 +149,7 @@ mod tests {
         Principal { name: "ada".into(), ..Principal::local() }
     }
 
-    /// The refusal after some answers of the check, one after each change.
+    /// The refusal after the given results of the check, one after each change.
     async fn refused_after(answers: &[Result<Principal, Refusal>]) -> (Refusal, usize) {
         let asked = AtomicUsize::new(0);
         let (changed, files) = watch::channel(());

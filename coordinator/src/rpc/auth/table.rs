@@ -1,5 +1,5 @@
-//! Every RPC, and who may call it. An RPC that is not listed is refused, and a test holds the list against
-//! the contract.
+//! Every RPC, and which roles may call it. An RPC that is not listed is refused, and a test compares the list
+//! with the contract.
 
 use std::fmt;
 
@@ -11,13 +11,13 @@ use crate::web::assets;
 pub(in crate::rpc) enum Access {
     /// Everyone, without authentication.
     Open,
-    /// Every principal, agents too.
+    /// Every principal, including agents.
     Known,
     /// A user of this role, or of one that includes it.
     User(Role),
-    /// An agent; the service itself checks a rank's secret.
+    /// An agent; the service itself verifies a rank's secret.
     Agent,
-    /// A user of this role, or a rank; the service tells them apart.
+    /// A user of this role, or a rank; the service distinguishes them.
     UserOrRank(Role),
 }
 
@@ -42,7 +42,7 @@ impl fmt::Display for Access {
     }
 }
 
-/// Effect of a call; the audit log has those that change something.
+/// Effect of a call; the audit log records calls that change something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::rpc) enum Effect {
     Reads,
@@ -59,7 +59,7 @@ const RPCS: &[(&str, Access, Effect)] = &[
     ("/foil.v1.Artifacts/Get", UserOrRank(Viewer), Reads),
     ("/foil.v1.Artifacts/Put", UserOrRank(Submitter), Changes),
     ("/foil.v1.Artifacts/Stat", UserOrRank(Viewer), Reads),
-    // A submitter may cancel, delete and pin its own jobs only.
+    // A submitter may cancel, delete and pin only its own jobs.
     ("/foil.v1.Jobs/Cancel", User(Submitter), Changes),
     ("/foil.v1.Jobs/Delete", User(Submitter), Changes),
     ("/foil.v1.Jobs/Get", User(Viewer), Reads),
@@ -78,17 +78,17 @@ const RPCS: &[(&str, Access, Effect)] = &[
     ("/foil.v1.Storage/CollectGarbage", User(Admin), Changes),
     ("/foil.v1.Storage/Pin", User(Submitter), Changes),
     ("/foil.v1.Storage/Unpin", User(Submitter), Changes),
-    // An operator sees those of its tenant.
+    // An operator sees the jobs of its tenant.
     ("/foil.v1.Storage/Usage", User(Operator), Reads),
-    // Its own tenant's, or any for an admin.
+    // The caller's own tenant; an admin may name any.
     ("/foil.v1.Tenants/GetQuota", User(Viewer), Reads),
     ("/foil.v1.Tenants/ListTenants", User(Admin), Reads),
     ("/foil.v1.Tenants/SetQuota", User(Admin), Changes),
     ("/foil.v1.Trackers/GetTrackers", User(Viewer), Reads),
     ("/foil.v1.Workers/Agent", Agent, Changes),
-    // The stream of its agent stands for it.
+    // The stream of its agent represents it.
     ("/foil.v1.Workers/Rank", Agent, Reads),
-    // Probes of orchestrators have no credentials.
+    // Orchestrators' probes have no credentials.
     ("/grpc.health.v1.Health/Check", Open, Reads),
     ("/grpc.health.v1.Health/Watch", Open, Reads),
     ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Known, Reads),
@@ -98,8 +98,8 @@ const RPCS: &[(&str, Access, Effect)] = &[
 const PAGES: &[(&str, Access, Effect)] =
     &[("/healthz", Open, Reads), ("/metrics", User(Viewer), Reads), ("/readyz", Open, Reads)];
 
-/// Whether a path is of the web UI: its files hold no data, and ask the services for it as whoever reads
-/// them.
+/// Whether a path belongs to the web UI. Its files contain no data; the page gets it from the services with
+/// its user's credentials.
 fn is_asset(path: &str) -> bool {
     assets::PATHS.contains(&path) || path.starts_with(assets::JOB_PATHS)
 }
@@ -177,7 +177,7 @@ mod tests {
             assert_eq!(find(path), None, "{path}");
         }
         for path in ["/", "/jobs/01j", "/workers", "/app.js", "/app.css"] {
-            assert_eq!(find(path), Some((Open, Reads)), "{path} holds no data");
+            assert_eq!(find(path), Some((Open, Reads)), "{path} contains no data");
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Slower answers to those who present wrong tokens over and over.
+//! Delays responses to peers that repeatedly present wrong tokens.
 //!
-//! Tokens cannot be guessed; this bounds the work and the log lines of whoever tries. Correct tokens are
-//! never delayed: users behind one address do not suffer from each other.
+//! Tokens cannot be guessed; this limits the work and the log lines that an attacker can cause. Correct
+//! tokens are never delayed, so users behind one address do not affect each other.
 
 #![expect(clippy::disallowed_methods, reason = "attempts are counted over time")]
 
@@ -12,14 +12,14 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-/// Wrong tokens of a peer that are answered at once: slips.
+/// Number of wrong tokens per peer that are answered without delay, to allow for mistakes.
 const FREE: u32 = 4;
-/// Delay of the first answer after those; each further one takes twice as long.
+/// Delay of the first response after those; it doubles with each further one.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const MAX_DELAY: Duration = Duration::from_secs(3);
 /// Time without a wrong token after which a peer's count is reset.
 const FORGET: Duration = Duration::from_secs(60);
-/// Maximum number of peers that are remembered; the one heard longest ago is forgotten first.
+/// Maximum number of tracked peers; the least recently seen one is dropped first.
 const MAX_PEERS: usize = 4096;
 
 #[derive(Debug, Clone, Default)]
@@ -28,7 +28,7 @@ pub(super) struct Throttle {
 }
 
 impl Throttle {
-    /// Records a wrong token and waits as long as its answer is delayed.
+    /// Records a wrong token, and waits for the delay of its response.
     pub(super) async fn failed(&self, peer: IpAddr) {
         let delay = {
             // Each change is complete in itself, so a panic elsewhere leaves no inconsistent state.
@@ -53,7 +53,7 @@ struct Failures {
 }
 
 impl Peers {
-    /// Records a wrong token; returns the delay of its answer.
+    /// Records a wrong token; returns the delay of its response.
     fn failed(&mut self, peer: IpAddr, now: Instant) -> Duration {
         let peer = network(peer);
         if self.failures.len() >= MAX_PEERS && !self.failures.contains_key(&peer) {
@@ -81,7 +81,7 @@ impl Peers {
     }
 }
 
-/// The address itself, or the network that one holder of IPv6 addresses usually has.
+/// The address itself, or the network that a single holder of IPv6 addresses usually has.
 fn network(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(address) => {

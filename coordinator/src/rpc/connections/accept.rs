@@ -1,4 +1,4 @@
-//! Accepting connections, even when the process runs out of file descriptors.
+//! Accepts connections, even when the process runs out of file descriptors.
 
 #![expect(clippy::disallowed_methods, reason = "warnings are rate-limited")]
 
@@ -20,7 +20,7 @@ use super::transport::Transport;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// Interval at which a connection without a permit tries to get one.
 const RETRY_INTERVAL: Duration = Duration::from_millis(10);
-/// Interval at which a lasting shortage is logged.
+/// Interval at which an ongoing shortage is logged.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A source of connections; tests replace the socket.
@@ -34,7 +34,7 @@ impl Listen for TcpListener {
     }
 }
 
-/// The stream of accepted connections that get a permit.
+/// The stream of accepted connections that receive a permit.
 pub(in crate::rpc) fn incoming(
     listener: impl Listen,
     registry: Registry,
@@ -45,8 +45,8 @@ pub(in crate::rpc) fn incoming(
         loop {
             match listener.accept().await {
                 Ok((socket, address)) => {
-                    // Otherwise small responses wait for the acknowledgement of earlier ones. Fails if the
-                    // socket is closed already, which the first read reports.
+                    // Without this, small responses wait for the acknowledgment of earlier ones. Fails if the
+                    // socket is already closed, which the first read reports.
                     let _ = socket.set_nodelay(true);
                     // A connection without a permit is dropped, and thereby closed.
                     if let Some(permit) = acquire(&registry, address).await {
@@ -57,7 +57,7 @@ pub(in crate::rpc) fn incoming(
                 Err(error) if is_peer_error(&error) => {}
                 Err(error) => {
                     log_shortage(&mut last_logged, &error);
-                    // Fails if no connection is idle; then some will end in time.
+                    // Fails if no connection is idle; some will end in time.
                     let _ = registry.evict_idle();
                     sleep(ACCEPT_PAUSE).await;
                 }
@@ -66,7 +66,8 @@ pub(in crate::rpc) fn incoming(
     })
 }
 
-/// Waits for a permit; other connections wait in the kernel meanwhile. None if every connection is busy.
+/// Waits for a permit; other connections wait in the kernel in the meantime. None if every connection is
+/// busy.
 pub(super) async fn acquire(registry: &Registry, address: SocketAddr) -> Option<Permit> {
     loop {
         match registry.admit(address) {

@@ -11,7 +11,7 @@ use crate::auth::{Refusal, Subject};
 #[derive(Debug)]
 pub(in crate::rpc) struct ClientCertificate {
     subject: Subject,
-    /// With those of intermediate CAs after it.
+    /// The certificate, followed by those of intermediate CAs.
     chain: Vec<CertificateDer<'static>>,
     tls: ServerTls,
     checked: Mutex<Checked>,
@@ -25,7 +25,7 @@ struct Checked {
 }
 
 impl ClientCertificate {
-    /// None if the client has shown no certificate. `changes` are those since the handshake began.
+    /// None if the client presented no certificate. `changes` are those since the handshake began.
     pub(super) fn new(chain: &[CertificateDer<'_>], tls: &ServerTls, changes: Changes) -> Option<Self> {
         let subject = Subject::of_certificate(chain.first()?);
         let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
@@ -46,7 +46,7 @@ impl ClientCertificate {
         }
     }
 
-    /// Told of each change after which it may be revoked.
+    /// Notified of each change after which the certificate may be revoked.
     pub(in crate::rpc) fn changes(&self) -> Changes {
         self.tls.changes()
     }

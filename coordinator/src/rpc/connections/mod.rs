@@ -1,7 +1,8 @@
-//! Connection limits, so that no connection can starve others: connections are counted, must end a TLS
-//! handshake and send a request soon, must read their responses, and are closed when idle.
+//! Connection limits, so that no connection can starve others. The number of connections is limited. Each
+//! must complete a TLS handshake and send a request soon and must read its responses; idle connections are
+//! closed.
 //!
-//! [`track`], a middleware around all services, tells a connection about its requests and responses; the
+//! [`track`], a middleware around all services, informs a connection of its requests and responses. The
 //! connection checks its deadlines whenever it is polled, and fails when one has passed.
 
 mod accept;
@@ -32,7 +33,7 @@ pub struct Limits {
     pub first_request: Duration,
     /// Timeout of a connection without a request in progress.
     pub idle: Duration,
-    /// Timeout for a reader to take one message, at most 1 MiB, or one page.
+    /// Timeout for a reader to consume one message of at most 1 MiB, or one page.
     pub unread: Duration,
     /// Timeout for a message to arrive completely: from its first byte, or from the start of a unary call.
     pub message: Duration,

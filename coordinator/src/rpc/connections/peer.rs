@@ -17,14 +17,14 @@ use super::certificate::ClientCertificate;
 /// Why the coordinator closes a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CloseReason {
-    /// It made no request in time.
+    /// It sent no request in time.
     Silent,
     Idle,
     /// It does not read its responses.
     Unread,
     /// Another connection needs its permit.
     Evicted,
-    /// It holds the largest part of the memory for unread responses or incomplete requests.
+    /// It occupies the most memory for unread responses or incomplete requests.
     Memory,
 }
 
@@ -50,7 +50,7 @@ pub(super) struct Peer {
 struct Shared {
     address: SocketAddr,
     state: Mutex<State>,
-    /// The certificate that it has shown, which the client CA has signed.
+    /// The certificate that the client presented, signed by the client CA.
     certificate: OnceLock<ClientCertificate>,
     /// Wakes the task that serves the connection.
     waker: AtomicWaker,
@@ -58,7 +58,7 @@ struct Shared {
     totals: Arc<Totals>,
 }
 
-/// Memory that all connections together occupy.
+/// Memory occupied by all connections together.
 #[derive(Debug, Default)]
 pub(super) struct Totals {
     /// Unread bytes of responses.
@@ -69,13 +69,13 @@ pub(super) struct Totals {
 
 #[derive(Debug)]
 pub(super) struct State {
-    /// Time when a request last ended, or when the connection was made.
+    /// Time when a request last ended, or when the connection was opened.
     quiet_since: Instant,
     /// True once it has made a request.
     has_requested: bool,
     /// Number of requests in progress.
     open: usize,
-    /// Responses not written yet, by number: when they were queued, and their size.
+    /// Unwritten responses by number: when they were queued, and their size.
     unread: BTreeMap<u64, (Instant, usize)>,
     queued: u64,
     /// Bytes of incomplete messages.
@@ -96,7 +96,7 @@ impl State {
         }
     }
 
-    /// The reason to close the connection now, if there is one.
+    /// The reason to close the connection immediately, if there is one.
     pub(super) fn overdue(&self, now: Instant, limits: &Limits) -> Option<CloseReason> {
         let quiet = now.saturating_duration_since(self.quiet_since);
         let is_quiet = self.open == 0 && self.unread.is_empty();
@@ -167,7 +167,7 @@ impl Peer {
         self.shared.address
     }
 
-    /// Records the certificate of the handshake, which happens once.
+    /// Records the certificate from the handshake, which happens only once.
     pub(super) fn set_certificate(&self, certificate: ClientCertificate) {
         self.shared.certificate.get_or_init(|| certificate);
     }
@@ -190,7 +190,7 @@ impl Peer {
         OpenRequest(self.clone())
     }
 
-    /// Records bytes that are queued; they count as written when the returned value is dropped.
+    /// Records queued bytes; they count as written when the returned value is dropped.
     pub(super) fn queue(&self, bytes: usize) -> Unread {
         let number = self.state().queue(bytes, Instant::now());
         self.shared.totals.unread.fetch_add(bytes, Ordering::Relaxed);
@@ -202,13 +202,13 @@ impl Peer {
         PartialMessage { peer: self.clone(), bytes: 0 }
     }
 
-    /// None if it is being closed already.
+    /// None if the connection is already being closed.
     pub(super) fn incoming_bytes(&self) -> Option<usize> {
         let state = self.state();
         state.closing.is_none().then_some(state.incoming_bytes)
     }
 
-    /// None if a request is in progress, or it is being closed already.
+    /// None if a request is in progress or the connection is already being closed.
     pub(super) fn rank(&self) -> Option<EvictionRank> {
         let state = self.state();
         let is_quiet = state.open == 0 && state.unread.is_empty() && state.closing.is_none();
@@ -216,7 +216,7 @@ impl Peer {
             .then_some(EvictionRank { has_requested: state.has_requested, quiet_since: state.quiet_since })
     }
 
-    /// None if it is being closed already.
+    /// None if the connection is already being closed.
     pub(super) fn unread_bytes(&self) -> Option<usize> {
         let state = self.state();
         state.closing.is_none().then(|| state.unread_bytes())

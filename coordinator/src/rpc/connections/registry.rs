@@ -11,14 +11,14 @@ use super::peer::{CloseReason, Peer, Totals};
 
 /// Connections allowed beyond the limit while those that they evict are being closed.
 const OVERCOMMIT: usize = 32;
-/// Time that every connection gets to make a request, however many others want its permit. Waiting
-/// connections have sent theirs meanwhile, so they replace the silent ones before them at this pace.
+/// Time that every connection gets to send a request, however many others want its permit. Waiting
+/// connections have sent theirs by then, so they replace silent ones at this rate.
 const MIN_REQUEST_WINDOW: Duration = Duration::from_millis(25);
 
 /// The reason why a connection gets no permit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NoPermit {
-    /// A permit will be free in a moment.
+    /// A permit will soon be free.
     NotYet,
     /// Every connection has a request in progress.
     Busy,

@@ -21,7 +21,7 @@ struct Framing {
     prefix: [u8; PREFIX],
     /// Bytes of the prefix that have arrived.
     prefix_bytes: usize,
-    /// Bytes of the message that are still to come.
+    /// Bytes of the message that have not arrived.
     remaining: usize,
     /// Bytes of an incomplete message that have arrived.
     partial: usize,
@@ -59,8 +59,8 @@ pub(super) struct RequestBody {
     framing: Framing,
     partial: PartialMessage,
     is_unary: bool,
-    /// A unary call must send its whole message by then. A stream may pause between messages, but must send
-    /// more of a message that it has started by then.
+    /// A unary call must send its whole message by then. A stream may pause between messages, but once it
+    /// has started a message, must send more of it by then.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 

@@ -34,12 +34,12 @@ pub(in crate::rpc) struct Client {
 }
 
 impl Client {
-    /// The address that it connects from.
+    /// The peer's address.
     pub(in crate::rpc) fn address(&self) -> SocketAddr {
         self.peer.address()
     }
 
-    /// Its verified certificate.
+    /// The peer's verified certificate.
     pub(in crate::rpc) fn certificate(&self) -> Option<&ClientCertificate> {
         self.peer.certificate()
     }
@@ -52,7 +52,7 @@ impl Connection {
         Self { socket, permit, ticks }
     }
 
-    /// Fails if the connection must be closed now; otherwise its task is woken for the next check.
+    /// Fails if the connection must be closed. Otherwise schedules the task's wakeup for the next check.
     fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         self.permit.peer.waker().register(context.waker());
         while self.ticks.poll_tick(context).is_ready() {}

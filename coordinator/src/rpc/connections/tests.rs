@@ -14,7 +14,7 @@ use super::accept::{Listen, acquire, incoming};
 use super::registry::NoPermit;
 use super::*;
 
-/// A kernel that fails this many times for lack of descriptors, and then returns these sockets.
+/// A kernel that fails this many times for lack of descriptors and then returns these sockets.
 struct Scarce {
     refusals: usize,
     calls: Arc<AtomicUsize>,
@@ -58,10 +58,10 @@ async fn one_more_evicts_a_connection_that_never_made_a_request_but_never_a_busy
     let permits: Vec<_> = (0..3).map(|_| registry.admit(address).unwrap()).collect();
     let works = permits[0].peer.request();
     drop(permits[1].peer.request());
-    assert_eq!(registry.admit(address).unwrap_err(), NoPermit::NotYet, "each has time to make a request");
+    assert_eq!(registry.admit(address).unwrap_err(), NoPermit::NotYet, "each has time to send a request");
     let more = acquire(&registry, address).await.unwrap();
     let is_closed = |permit: usize| permits[permit].peer.overdue(registry.limits()).is_some();
-    assert_eq!([0, 1, 2].map(is_closed), [false, false, true], "the one that never made a request");
+    assert_eq!([0, 1, 2].map(is_closed), [false, false, true], "the one that never sent a request");
     let _works_too = more.peer.request();
     let another = acquire(&registry, address).await.unwrap();
     assert_eq!([0, 1, 2].map(is_closed), [false, true, true], "then the idle one");

@@ -1,4 +1,4 @@
-//! A connection, encrypted or not.
+//! A connection, with or without encryption.
 
 use std::io;
 use std::pin::Pin;
@@ -14,8 +14,8 @@ use super::certificate::ClientCertificate;
 use super::peer::Peer;
 use super::socket::{Client, Connection};
 
-/// A connection, which does its TLS handshake when it is first polled: by its own task, so that a slow one
-/// delays no other, and within the time that every connection has for its first request.
+/// A connection that performs its TLS handshake when first polled: in its own task, so that a slow handshake
+/// delays no other connection, and within the time that every connection has for its first request.
 pub(in crate::rpc) struct Transport {
     stream: Stream,
     client: Client,
@@ -28,7 +28,7 @@ enum Stream {
     Failed,
 }
 
-/// A handshake in progress, and the changes of TLS since it began.
+/// A handshake in progress, and the TLS changes since it began.
 struct Handshake {
     accept: Accept<Connection>,
     tls: ServerTls,
@@ -57,7 +57,7 @@ impl Transport {
         if let Stream::Handshake(handshake) = &mut self.stream {
             self.stream = match ready!(Pin::new(&mut handshake.accept).poll(context)) {
                 Ok(stream) => {
-                    // The handshake has verified it: there is none without a client CA.
+                    // Verified by the handshake; empty without a client CA.
                     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
                     let Handshake { tls, changes, .. } = handshake.as_ref();
                     if let Some(certificate) = ClientCertificate::new(chain, tls, changes.clone()) {
@@ -86,7 +86,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> ReadWrite for T {}
 
 fn report_failure(peer: &Peer, error: &io::Error) {
     tracing::debug!(peer = %peer.address(), %error, "TLS handshake failed");
-    // A connection that the coordinator closes was counted with its reason.
+    // A connection closed by the coordinator has already been counted with its reason.
     if error.kind() == io::ErrorKind::InvalidData {
         metrics::counter!("foil_connections_closed_total", "reason" => "tls").increment(1);
     }
@@ -128,7 +128,7 @@ impl AsyncWrite for Transport {
     }
 
     fn is_write_vectored(&self) -> bool {
-        // Both kinds of stream are.
+        // Both kinds of stream support vectored writes.
         true
     }
 

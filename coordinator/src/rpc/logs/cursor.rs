@@ -1,4 +1,4 @@
-//! How far each log was read, as a token of a stream that continues there.
+//! How far each log has been read, as a token from which a stream can continue.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,7 +15,7 @@ pub(super) struct Cursor {
     offsets: BTreeMap<Process, u64>,
 }
 
-/// A token that no stream gave out.
+/// A token that no stream issued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BadToken;
 
@@ -24,7 +24,7 @@ impl Cursor {
         self.offsets.get(process).copied().unwrap_or_default()
     }
 
-    /// Logs of earlier attempts have been read to their ends.
+    /// Logs of attempts before this one have been read to their ends.
     pub(super) fn first_attempt(&self) -> u32 {
         self.offsets.keys().next().map_or(0, |process| process.attempt)
     }
@@ -38,7 +38,7 @@ impl Cursor {
         }
     }
 
-    /// Forgets the attempts before this one, which were read to their ends.
+    /// Drops the attempts before this one, which have been read to their ends.
     pub(super) fn forget_before(&mut self, attempt: u32) {
         self.offsets.retain(|process, _| process.attempt >= attempt);
     }

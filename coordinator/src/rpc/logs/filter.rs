@@ -1,4 +1,4 @@
-//! Which lines of a job's logs are wanted.
+//! Selection of lines from a job's logs.
 
 use foil_common::log_line::LogLine;
 use foil_common::logs::Process;
@@ -10,10 +10,10 @@ use crate::job::JobState;
 
 /// Maximum number of lines of a tail.
 const MAX_TAIL: u32 = 10_000;
-/// Number of phases that an error names.
+/// Number of phases listed in an error.
 const PHASES_SHOWN: usize = 12;
 
-/// A request, checked against its job.
+/// A request, validated against its job.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Filter {
     pub(super) phase: String,
@@ -21,11 +21,11 @@ pub(super) struct Filter {
     pub(super) attempt: Option<u32>,
     /// Seconds since the Unix epoch.
     pub(super) since: Option<f64>,
-    /// Only so many lines, the last ones.
+    /// Maximum number of lines, counted from the end.
     pub(super) tail: Option<usize>,
 }
 
-/// Phase and time at a place in a process's log: lines that name no phase or time are of the last ones.
+/// Phase and time at a position in a process's log. Lines without a phase or time inherit the previous ones.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Context {
     pub(super) time: f64,
@@ -88,7 +88,7 @@ impl Filter {
             && self.attempt.is_none_or(|attempt| process.attempt == attempt)
     }
 
-    /// Whether the line at which the context stands is wanted.
+    /// Whether the line at the context's position is wanted.
     pub(super) fn wants(&self, context: &Context) -> bool {
         (self.phase.is_empty() || self.phase == context.phase)
             && self.since.is_none_or(|since| context.time >= since)

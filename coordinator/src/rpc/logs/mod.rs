@@ -1,4 +1,5 @@
-//! The logs of a job's ranks, as users read them: from the store, whether the job runs or its hosts are gone.
+//! The logs of a job's ranks as users read them: from the store, whether the job is running or its hosts are
+//! gone.
 
 mod cursor;
 mod filter;
@@ -29,18 +30,18 @@ use crate::job::{JobState, JobStatus};
 use crate::leadership::{LeadershipHandle, NotLeading};
 use crate::lease::Lease;
 
-/// Maximum number of concurrent streams; one holds up to a part of the log of each rank.
+/// Maximum number of concurrent streams; each holds up to one log part per rank.
 const MAX_STREAMS: usize = 64;
 /// Number of messages that may wait for the reader.
 const BACKLOG: usize = 4;
 /// Limits of a message.
 const MESSAGE_LINES: usize = 1000;
 const MESSAGE_BYTES: usize = 256 << 10;
-/// Pause between two looks at the store.
+/// Interval between two checks of the store.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// Time after a job's end for the last lines of its ranks to reach the store.
+/// Time after a job's end in which the last lines of its ranks must reach the store.
 const FLUSH_TIME: Duration = Duration::from_secs(10);
-/// A reader that takes nothing for this long is given up.
+/// A reader that consumes nothing for this long is dropped.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Streams logs.
@@ -53,7 +54,7 @@ pub(super) struct Logs {
 
 pub(super) type LogsStream = ReceiverStream<Result<v1::LogsResponse, Status>>;
 
-/// Facts of a job's state that its logs depend on.
+/// The parts of a job's state that its logs depend on.
 struct Facts {
     state: v1::LogsState,
     attempt: u32,
@@ -109,7 +110,7 @@ impl Logs {
             driver.inspect(&job, move |state| Filter::new(&request, state)).await
         };
         let filter = filter.map_err(stopped)?.ok_or_else(|| no_job(&job))??;
-        // With a cursor, what the tail leaves out has been read.
+        // With a cursor, the lines omitted by the tail have already been read.
         let tail = filter.tail.filter(|_| request.cursor.is_empty());
         let reader = Reader::new(self.store.clone(), &job, filter, cursor);
         let (sender, stream) = mpsc::channel(BACKLOG);
@@ -123,7 +124,7 @@ impl Logs {
         };
         tokio::spawn(async move {
             if let Err(status) = follow.run(reader, tail, permit).await {
-                // A reader that is gone needs no reason.
+                // A reader that has disconnected needs no reason.
                 let _ = sender.send(Err(status)).await;
             }
         });
@@ -165,7 +166,7 @@ impl Follow {
             }
         }
         loop {
-            // Asked before the store: what was written until then is read.
+            // Queried before the store is read, so that everything written by then is included.
             let facts = self.facts().await?;
             reader.pass(facts.attempt, &mut self.output).await?;
             self.output.flush(&reader.cursor).await?;
@@ -189,7 +190,7 @@ impl Follow {
         }
     }
 
-    /// True if the last lines have had their time to arrive.
+    /// True if the time for the last lines to arrive is over.
     fn is_over(&self, ended: u64) -> bool {
         let flush = u64::try_from(FLUSH_TIME.as_millis()).unwrap_or(u64::MAX);
         self.clock.now().wall >= ended.saturating_add(flush)
@@ -214,7 +215,7 @@ struct Output {
 }
 
 impl Output {
-    /// Sends what was collected, and the cursor if it has moved.
+    /// Sends the collected lines, and the cursor if it has moved.
     async fn flush(&mut self, cursor: &Cursor) -> Result<(), Status> {
         let cursor = cursor.to_string();
         if self.lines.is_empty() && cursor == self.cursor {

@@ -1,13 +1,13 @@
-//! The parts that together hold a process's log from an offset on.
+//! The parts that together make up a process's log from an offset on.
 
 use foil_common::logs::Part;
 
 /// The next piece of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Piece {
-    /// The bytes of a part from an offset in the log on.
+    /// The bytes of a part, starting at an offset in the log.
     Part { part: Part, from: u64 },
-    /// Bytes that no part holds any more.
+    /// Bytes that are not in any remaining part.
     Gap { from: u64, to: u64 },
 }
 

@@ -12,17 +12,17 @@ use super::filter::{Context, Filter};
 use super::pieces::{Piece, pieces};
 use crate::rpc::status::store_unavailable;
 
-/// Size limit of the lines of a tail; a tail of longer lines has fewer.
+/// Size limit of the lines of a tail; if lines are long, the tail has fewer.
 const TAIL_BYTES: usize = 8 << 20;
 
-/// Reads on from where it has been.
+/// Reads logs incrementally, starting at a cursor.
 pub(super) struct Reader {
     store: Store,
     job: String,
     filter: Filter,
     pub(super) cursor: Cursor,
     contexts: BTreeMap<Process, Context>,
-    /// Processes whose last part was seen.
+    /// Processes whose last part has been seen.
     complete: BTreeSet<Process>,
 }
 
@@ -30,7 +30,7 @@ pub(super) struct Reader {
 struct Source {
     process: Process,
     pieces: VecDeque<Piece>,
-    /// Lines that were read but not yet taken, with the offset behind each.
+    /// Lines read but not yet taken, each with the offset after it.
     lines: VecDeque<(Entry, u64)>,
     context: Context,
     /// Time of the first of the lines.
@@ -42,9 +42,9 @@ enum Entry {
     Dropped(u64),
 }
 
-/// Takes the lines of a pass.
+/// Receives the lines of a pass.
 pub(super) trait Sink {
-    /// Takes a line; the cursor stands behind it.
+    /// Receives a line; the cursor is positioned after it.
     async fn take(&mut self, line: v1::RankLogLine, cursor: &Cursor) -> Result<(), Status>;
 }
 
@@ -54,17 +54,17 @@ impl Reader {
         Self { store, job: job.to_owned(), filter, cursor, contexts, complete }
     }
 
-    /// Whether the process's log is read and has not yet ended.
+    /// Whether the process's log is being read and has not ended yet.
     pub(super) fn awaits(&self, process: &Process) -> bool {
         self.filter.wants_process(process) && !self.complete.contains(process)
     }
 
-    /// Reads all that is there now. `attempt` is the job's last one: logs of those before the one before it
-    /// are listed only once.
+    /// Reads everything available. `attempt` is the job's last one; logs of attempts before the second to
+    /// last are listed only once.
     pub(super) async fn pass(&mut self, attempt: u32, sink: &mut impl Sink) -> Result<(), Status> {
         let mut listed = self.list(attempt).await?;
         if listed.iter().any(|(process, parts)| self.has_gap(process, parts)) {
-            // A part may have been replaced by another while they were listed.
+            // A part may have been replaced by another during the listing.
             for (process, parts) in self.list(attempt).await? {
                 listed.entry(process).or_default().extend(parts);
             }
@@ -83,8 +83,8 @@ impl Reader {
         Ok(())
     }
 
-    /// Sets the cursor so that the next pass gives at least so many lines, if there are as many, and few
-    /// more.
+    /// Sets the cursor so that the next pass returns at least the given number of lines, if there are that
+    /// many, and only few more.
     pub(super) async fn seek_tail(&mut self, lines: usize) -> Result<(), Status> {
         let mut attempts: BTreeMap<u32, Vec<(Process, Vec<Part>)>> = BTreeMap::new();
         for (process, parts) in self.list(0).await? {
@@ -92,7 +92,7 @@ impl Reader {
         }
         let mut found = 0;
         for (_, logs) in attempts.into_iter().rev() {
-            // A later attempt's lines come after all of this one's.
+            // Lines of later attempts come after all lines of this one.
             let is_wanted = found < lines;
             for (process, parts) in logs {
                 let all = pieces(&parts, self.cursor.offset(&process));
@@ -129,7 +129,7 @@ impl Reader {
         let prefixes = match self.filter.attempt {
             Some(attempt) => vec![logs::attempt_prefix(&self.job, attempt)],
             None if first > 0 => {
-                // The last lines of the attempt before the last may come late.
+                // The last lines of the second-to-last attempt may arrive late.
                 let first = first.min(attempt.saturating_sub(1)).max(1);
                 (first..=attempt).map(|attempt| logs::attempt_prefix(&self.job, attempt)).collect()
             }
@@ -157,7 +157,7 @@ impl Reader {
         for (process, parts) in logs {
             let pieces = pieces(&parts, self.cursor.offset(&process)).into();
             let context = self.contexts.remove(&process).unwrap_or_default();
-            // Resuming starts here, also if no line is wanted.
+            // Resuming starts here, even if no line is wanted.
             self.cursor.advance(&process, self.cursor.offset(&process));
             let mut source = Source { process, pieces, lines: VecDeque::new(), context, time: 0.0 };
             self.fill(&mut source).await?;
@@ -192,7 +192,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Reads the next piece that has lines.
+    /// Reads the next piece that contains lines.
     async fn fill(&self, source: &mut Source) -> Result<(), Status> {
         while source.lines.is_empty()
             && let Some(piece) = source.pieces.pop_front()
@@ -207,7 +207,7 @@ impl Reader {
                             source.lines.push_back((Entry::Line(line.trim_end().to_owned()), offset));
                         }
                     }
-                    // Another part has replaced it, or it was the oldest; the next pass will find out.
+                    // Another part has replaced it, or it was the oldest; the next pass will tell.
                     None => source.pieces.clear(),
                 },
             }
@@ -216,7 +216,7 @@ impl Reader {
         Ok(())
     }
 
-    /// The text of a part from an offset in the log on; none if the part is gone.
+    /// The text of a part, starting at an offset in the log; none if the part has been deleted.
     async fn read(&self, part: &Part, from: u64) -> Result<Option<String>, Status> {
         let bytes = match self.store.get(&part.key(&self.job)).await {
             Ok(bytes) => bytes,
@@ -225,7 +225,7 @@ impl Reader {
         };
         let skip = usize::try_from(from - part.start).unwrap_or(bytes.len()).min(bytes.len());
         let mut text = String::from_utf8_lossy(&bytes[skip..]).into_owned();
-        // Offsets count bytes; a text that was not UTF-8 would have others.
+        // Offsets count bytes, and would differ for text that was not UTF-8.
         if text.len() != bytes.len() - skip {
             text = bytes[skip..]
                 .iter()
@@ -249,7 +249,7 @@ impl Source {
     }
 }
 
-/// Keeps the last lines only.
+/// Keeps only the last lines.
 #[derive(Debug)]
 pub(super) struct Tail {
     lines: VecDeque<v1::RankLogLine>,

@@ -12,7 +12,7 @@ fn line(time: u32, message: &str) -> String {
     format!("{{\"time\":{time},\"phase\":\"p\",\"message\":\"{message}\"}}\n")
 }
 
-/// Writes a part that starts at an offset; returns the offset behind it.
+/// Writes a part that starts at an offset; returns the offset after it.
 async fn write(store: &Store, process: &Process, start: u64, text: &str, is_last: bool) -> u64 {
     let end = start + text.len() as u64;
     let part = Part { process: process.clone(), start, end, is_last };
@@ -64,7 +64,7 @@ async fn lines_of_an_attempt_are_merged_by_time_and_read_once() {
 
     let more = line(8, "f");
     write(&store, &first, a, &more, false).await;
-    // A part that covers all of it, and the small one is gone.
+    // A part that covers the whole log, with the small one deleted.
     let whole = [line(1, "a"), line(5, "c"), more, line(9, "g")].concat();
     write(&store, &first, 0, &whole, true).await;
     assert_eq!(pass(&mut reading, 2).await, ["1.0:f", "1.0:g"]);
@@ -99,7 +99,7 @@ async fn a_tail_is_the_end_of_all_ranks_logs_together() {
         reading.seek_tail(lines).await.unwrap();
         let mut tail = Tail::new(lines);
         reading.pass(2, &mut tail).await.unwrap();
-        assert!(pass(&mut reading, 2).await.is_empty(), "it continues behind the tail");
+        assert!(pass(&mut reading, 2).await.is_empty(), "it continues after the tail");
         let mut taken = Taken::default();
         for line in tail.into_lines() {
             taken.take(line, &reading.cursor).await.unwrap();

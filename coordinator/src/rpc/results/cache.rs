@@ -1,4 +1,4 @@
-//! A bounded cache of what was read. Keys name immutable artifacts, so no value becomes stale.
+//! A bounded cache of data read from the store. Keys name immutable artifacts, so no value becomes stale.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use quick_cache::sync::{Cache as Inner, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use tonic::Status;
 
-/// The memory that a value takes, in bytes; an estimate.
+/// The estimated memory of a value, in bytes.
 pub(super) trait Size {
     fn bytes(&self) -> usize;
 }
@@ -16,12 +16,12 @@ struct BySize;
 
 impl<V: Size> Weighter<String, Arc<V>> for BySize {
     fn weight(&self, key: &String, value: &Arc<V>) -> u64 {
-        // Keys, and the cache's own records.
+        // Includes the key and the cache's own bookkeeping.
         (key.len() + value.bytes() + 128) as u64
     }
 }
 
-/// Values by key, those used least recently dropped first. Cheap to clone; clones share their values.
+/// Values by key; the least recently used are evicted first. Cheap to clone; clones share their values.
 #[derive(Debug)]
 pub(super) struct Cache<V> {
     inner: Arc<Inner<String, Arc<V>, BySize>>,
@@ -34,10 +34,10 @@ impl<V> Clone for Cache<V> {
 }
 
 impl<V: Size> Cache<V> {
-    /// Keeps at most so many bytes; a larger value is not kept.
+    /// A cache of at most this many bytes; a larger value is not cached.
     pub(super) fn new(bytes: usize) -> Self {
         let mut options = OptionsBuilder::new();
-        // One shard, because each has its own part of the capacity, and single values are large.
+        // A single shard, because each has its own share of the capacity, and single values can be large.
         options.shards(1).estimated_items_capacity(1024).weight_capacity(bytes as u64);
         let inner = match options.build() {
             Ok(options) => Inner::with_options(
@@ -57,7 +57,7 @@ impl<V: Size> Cache<V> {
         Self { inner: Arc::new(inner) }
     }
 
-    /// The value of a key, which `read` brings if it is not there. Of several callers at a time one reads.
+    /// The value of a key, which `read` loads if it is not cached. Of several concurrent callers, one reads.
     pub(super) async fn get(
         &self,
         key: &str,
@@ -100,9 +100,9 @@ mod tests {
             cache.get(&format!("{key}"), async { Ok(vec![0; 1000]) }).await.unwrap();
             assert!(cache.bytes() <= 1 << 20);
         }
-        assert!(cache.bytes() > 1 << 19, "{} bytes are kept", cache.bytes());
+        assert!(cache.bytes() > 1 << 19, "{} bytes are cached", cache.bytes());
         let huge = cache.get("huge", async { Ok(vec![0; 4 << 20]) }).await.unwrap();
-        assert!(huge.len() == 4 << 20 && cache.bytes() <= 1 << 20, "it is read, and not kept");
+        assert!(huge.len() == 4 << 20 && cache.bytes() <= 1 << 20, "it is read but not cached");
     }
 
     #[tokio::test]

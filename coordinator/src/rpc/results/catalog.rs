@@ -1,5 +1,5 @@
-//! The completions that a job's state lists: the rounds that have some, the phases that made them, and the
-//! data sets of their prompts. Taken from the state in one short look.
+//! The completions that a job's state lists: the rounds that have some, the phases that produced them, and
+//! the data sets of their prompts. Built from the state in one short query.
 
 use foil_common::datasets as sets;
 use foil_common::spec::Method;
@@ -9,7 +9,7 @@ use tonic::Status;
 use crate::job::JobState;
 use crate::plan::{Phase, Work, chunks_of, segments};
 
-/// Rounds that are shown side by side.
+/// Maximum number of rounds shown side by side.
 pub(super) const MAX_ROUNDS: usize = 8;
 
 /// The completions of one set.
@@ -21,11 +21,11 @@ pub(super) struct Catalog {
     pub(super) chunk_prompts: u64,
     pub(super) method: Method,
     pub(super) select_worst: bool,
-    /// The data sets that the rows go through, in order.
+    /// The data sets that the rows come from, in order.
     pub(super) segments: Vec<Segment>,
     /// All rounds with completions, ascending.
     pub(super) available: Vec<u32>,
-    /// Those that are shown, ascending.
+    /// The rounds that are shown, ascending.
     pub(super) columns: Vec<Column>,
 }
 
@@ -33,7 +33,7 @@ pub(super) struct Catalog {
 #[derive(Debug, Clone)]
 pub(super) struct Segment {
     pub(super) object: v1::Object,
-    /// Number of its first row among all segments' rows.
+    /// Number of the segment's first row among the rows of all segments.
     pub(super) first: u64,
     pub(super) rows: u64,
     pub(super) held_out: bool,
@@ -46,33 +46,34 @@ pub(super) struct Column {
     pub(super) work: Work,
     pub(super) phase: String,
     pub(super) attempt: u32,
-    /// Completions of each prompt.
+    /// Number of completions per prompt.
     pub(super) samples: u64,
-    /// Number of the first chunk of each segment; none if the phase leaves the segment out.
+    /// Number of the first chunk of each segment; none if the phase skips the segment.
     pub(super) bases: Vec<Option<u32>>,
     pub(super) policy: Option<v1::Artifact>,
     pub(super) reward: Option<v1::Artifact>,
     pub(super) rewards: Rewards,
 }
 
-/// Where the rewards of a round's completions are.
+/// Where the rewards of a round's completions are stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Rewards {
     /// In the completions themselves.
     Inline,
     /// In the objects of this phase, chunk by chunk.
     Scores(String),
-    /// In pairs with golden answers, which this phase scored for the segment that is held out.
+    /// In pairs with golden answers, scored by this phase for the held-out segment.
     Pairs(String),
     /// Not scored yet.
     None,
 }
 
 impl Catalog {
-    /// With the rounds that a field asks for, or all; of too many the first and the last ones.
+    /// The catalog with the rounds that a field requests, or with all rounds; of too many, the first and the
+    /// last ones.
     ///
     /// # Errors
-    /// Too many are asked for, or one that has no completions.
+    /// Too many rounds are requested, or one that has no completions.
     pub(super) fn of(
         state: &JobState,
         set: CompletionSet,
@@ -127,7 +128,7 @@ impl Catalog {
         })
     }
 
-    /// Number of rows of all segments.
+    /// Total number of rows in all segments.
     pub(super) fn rows(&self) -> u64 {
         self.segments.iter().map(|segment| segment.rows).sum()
     }
@@ -179,7 +180,7 @@ impl Column {
         })
     }
 
-    /// Names the completions of this round for ever: artifacts do not change.
+    /// A permanent name for the completions of this round, because artifacts do not change.
     pub(super) fn key(&self, job: &str) -> String {
         let scored = match &self.rewards {
             Rewards::None => "unscored",
@@ -200,10 +201,10 @@ impl Column {
     }
 }
 
-/// The rounds to show among those that there are; `field` is where they were asked for.
+/// The rounds to show among the existing ones; `field` is where they were requested.
 ///
 /// # Errors
-/// Too many are asked for, or one that is not there.
+/// Too many rounds are requested, or one that does not exist.
 pub(super) fn shown_rounds(all: &[u32], field: &str, wanted: &[u32]) -> Result<Vec<u32>, Status> {
     use crate::rpc::status::bad_field;
     if wanted.len() > MAX_ROUNDS {
@@ -225,7 +226,7 @@ pub(super) fn shown_rounds(all: &[u32], field: &str, wanted: &[u32]) -> Result<V
     Ok(shown.map(|(_, round)| *round).collect())
 }
 
-/// The rounds in which a work is committed, ascending.
+/// The rounds in which a kind of work is committed, ascending.
 pub(super) fn rounds_of(state: &JobState, work: Work) -> Vec<u32> {
     let done = state.phases.iter().take(state.committed.len());
     done.filter(|phase| phase.work == work).map(|phase| phase.round).collect()
@@ -250,7 +251,7 @@ pub(super) fn reward_of(state: &JobState, round: u32) -> Option<&v1::Artifact> {
     made(state, trained, Work::TrainReward)
 }
 
-/// Without what pages do not need of it.
+/// The artifact without the parts that pages do not need.
 pub(super) fn model(artifact: &v1::Artifact) -> v1::Artifact {
     v1::Artifact { name: artifact.name.clone(), objects: artifact.objects.clone(), ..Default::default() }
 }
@@ -307,7 +308,7 @@ mod tests {
     fn golden_rows_go_through_two_sets_unless_only_the_holdout_is_sampled() {
         let state = fixture::after(&[], fixture::state(&[]).phases.len());
         let catalog = Catalog::of(&state, CompletionSet::Golden, "rounds", &[]).unwrap();
-        // 9 golden rows in chunks of 4, then 3 that are held out.
+        // 9 golden rows in chunks of 4, then 3 held-out rows.
         assert_eq!(catalog.columns[0].bases, [Some(0), Some(3)]);
         assert_eq!((catalog.rows(), catalog.locate(8), catalog.locate(9)), (12, Some((0, 8)), Some((1, 0))));
         assert_eq!(catalog.locate(12), None);

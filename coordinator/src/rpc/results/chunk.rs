@@ -35,7 +35,7 @@ pub(super) struct Sample {
 /// The encoded parts of a chunk.
 #[derive(Debug)]
 pub(super) enum Encoded {
-    /// Completions with their rewards, or without any.
+    /// Completions, with or without their rewards.
     Samples(Bytes),
     Scored {
         samples: Bytes,
@@ -109,7 +109,7 @@ impl Chunk {
         }
     }
 
-    /// Says what the policy method made of each completion.
+    /// Records how the policy method used each completion.
     pub(super) fn select(&mut self, method: &Method, select_worst: bool) {
         let sign = if select_worst { -1.0 } else { 1.0 };
         for group in self.prompts.values_mut() {
@@ -180,7 +180,7 @@ mod tests {
         assert_eq!(
             selected(&chunk, 5),
             [Selection::Chosen, Selection::Unused],
-            "the control takes the worst"
+            "the control selects the worst"
         );
     }
 

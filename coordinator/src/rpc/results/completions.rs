@@ -1,4 +1,4 @@
-//! Listing of completions: which rows, in which order, and the page itself.
+//! Listing of completions: the rows, their order, and the page itself.
 
 use std::sync::Arc;
 
@@ -19,14 +19,14 @@ use super::wire::{completion, messages, text};
 use crate::driver::UserHandle;
 use crate::rpc::status::{bad_field, no_job, stopped};
 
-/// Size limit of the texts of one row's completions; those of very many are cut shorter.
+/// Size limit of the texts of one row's completions; with very many completions, each is truncated further.
 const ROW_BYTES: usize = 1 << 20;
-/// Size limit of a page, from which on it takes no further row.
+/// Size beyond which a page takes no further row.
 const PAGE_BYTES: usize = 1 << 20;
-/// Number of rows that are put together at a time.
+/// Number of rows assembled concurrently.
 const CONCURRENT_ROWS: usize = 4;
 
-/// Memory for indices, and for the orders of rows.
+/// Memory for indices and row orders.
 const INDEX_CACHE_BYTES: usize = 96 << 20;
 const MATCHES_CACHE_BYTES: usize = 16 << 20;
 const ORDER_CACHE_BYTES: usize = 32 << 20;
@@ -40,7 +40,7 @@ pub(super) struct Completions {
     orders: Cache<Order>,
 }
 
-/// A row of a data set of prompts, perhaps with their golden answers.
+/// A row of a data set of prompts, which may have a golden answer.
 #[derive(Debug, Deserialize)]
 pub(super) struct PromptRow {
     pub(super) id: u64,
@@ -95,7 +95,7 @@ impl Completions {
         Ok(response)
     }
 
-    /// The rows that a query lists.
+    /// The rows selected by a query.
     async fn listed(&self, driver: &UserHandle, query: &Query, catalog: &Catalog) -> Result<Listed, Status> {
         let last = catalog.columns.last().map(|column| column.round);
         let sorted_by = query.sort_round.or(last);
@@ -141,7 +141,7 @@ impl Completions {
         blocking(move || Ok(order.rows())).await
     }
 
-    /// The figures of a round's completions.
+    /// The metrics of a round's completions.
     pub(super) async fn index(
         &self,
         driver: &UserHandle,
@@ -152,7 +152,7 @@ impl Completions {
         self.indices.get(&column.key(&catalog.job), read).await
     }
 
-    /// Where the query's text is found, if it has one.
+    /// Where the query's text occurs, if it has one.
     async fn found(
         &self,
         driver: &UserHandle,
@@ -178,7 +178,7 @@ impl Completions {
         Ok(Some(Found { prompts, columns }))
     }
 
-    /// The rows of a prompt's id: one, or none.
+    /// The row of a prompt id: one, or none.
     async fn row_of(&self, catalog: &Catalog, id: u64) -> Result<Option<u32>, Status> {
         for segment in &catalog.segments {
             let rows = self.reader.rows(&segment.object).await?;
@@ -210,7 +210,7 @@ impl Completions {
             ..Default::default()
         };
         for column in catalog.columns.iter().filter(|column| column.bases[segment].is_some()) {
-            // Chunks may be large: one at a time.
+            // Chunks may be large, so only one is held at a time.
             let chunk = self.reader.chunk(driver, catalog, column, segment, chunk).await?;
             let Some(group) = chunk.prompts.get(&prompt.id) else { continue };
             let (round, completions) = (column.round, &group.completions);
@@ -252,7 +252,7 @@ impl Completions {
     }
 }
 
-/// A completion that was found.
+/// A completion and its location.
 pub(super) struct Located {
     pub(super) completion: Sample,
     pub(super) prompt: PromptRow,
@@ -274,7 +274,7 @@ pub(super) async fn catalog(
     found.map_err(stopped)?.ok_or_else(|| no_job(job))?
 }
 
-/// Status for a row of a data set that is not what it should be.
+/// Status for a completion that does not exist.
 pub(super) fn no_completion(catalog: &Catalog, prompt_id: u64, index: u32) -> Status {
     match catalog.columns.first() {
         Some(column) => bad_field(

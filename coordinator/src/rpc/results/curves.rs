@@ -1,4 +1,4 @@
-//! Curves of training steps, reduced to a number of points.
+//! Curves of training steps, reduced to a limited number of points.
 
 use std::collections::HashMap;
 
@@ -11,10 +11,10 @@ use crate::plan::Phase;
 
 /// Maximum number of metrics of a phase.
 pub(super) const MAX_METRICS: usize = 64;
-/// Fields of a line that are no metrics.
+/// Fields of a line that are not metrics.
 const LABELS: [&str; 5] = ["phase", "round", "attempt", "step", "steps"];
 
-/// Sums over the steps of a point.
+/// Sums over the steps that a point represents.
 #[derive(Debug, Clone, Copy)]
 struct Sums {
     count: u32,
@@ -33,13 +33,13 @@ impl Sums {
         self.max = self.max.max(value);
     }
 
-    /// Rounding must not take the mean out of its bounds.
+    /// The mean, kept within its bounds despite rounding.
     fn mean(&self) -> f64 {
         (self.sum / f64::from(self.count)).clamp(self.min, self.max)
     }
 }
 
-/// Reduces a phase's lines to points of equally many steps. Memory depends on the number of points alone.
+/// Reduces a phase's lines to points of equally many steps. Memory depends only on the number of points.
 pub(super) struct Reducer {
     max_points: u32,
     steps: u32,
@@ -55,7 +55,7 @@ impl Reducer {
         Self { max_points, steps: phase.steps, last: Vec::new(), metrics, by_name }
     }
 
-    /// Steps that a point stands for.
+    /// Number of steps per point.
     fn width(&self) -> u32 {
         self.steps.div_ceil(self.max_points).max(1)
     }
@@ -65,7 +65,7 @@ impl Reducer {
             serde_json::from_slice(line).map_err(|error| damaged(source, &error.to_string()))?;
         let number =
             |name: &str| fields.get(name).and_then(Value::as_u64).and_then(|at| u32::try_from(at).ok());
-        // Ranks know better than the plan how many steps there are; all lines of a phase say the same.
+        // The number of steps that ranks report takes precedence over the plan; all lines of a phase agree.
         if self.last.is_empty() {
             self.steps = number("steps").unwrap_or(self.steps);
         }
@@ -103,7 +103,7 @@ impl Reducer {
 
     pub(super) fn finish(self, phase: &Phase, running: bool) -> v1::PhaseSteps {
         let steps_per_point = self.width();
-        // Points before a checkpoint whose steps were lost have no step.
+        // Points whose steps were lost before a checkpoint have no step.
         let points: Vec<usize> = (0..self.last.len()).filter(|point| self.last[*point] > 0).collect();
         let curves = self.metrics.into_iter().map(|(metric, sums)| {
             let mut curve = v1::StepCurve { metric, ..Default::default() };
@@ -130,7 +130,7 @@ impl Reducer {
     }
 }
 
-/// Leaves only some metrics, and the points whose last step comes later.
+/// Keeps only the given metrics, and the points whose last step is after `after_step`.
 pub(super) fn restrict(steps: &mut v1::PhaseSteps, metrics: &[String], after_step: u32) {
     if !metrics.is_empty() {
         steps.curves.retain(|curve| metrics.contains(&curve.metric));
@@ -191,7 +191,7 @@ mod tests {
             assert_eq!(curve.max[at], values.iter().copied().fold(f64::NEG_INFINITY, f64::max));
             assert!((curve.mean[at] - values.iter().sum::<f64>() / count).abs() < 1e-12);
         }
-        assert_eq!(curve.max.iter().copied().fold(0.0, f64::max), 99.0, "the spike is there");
+        assert_eq!(curve.max.iter().copied().fold(0.0, f64::max), 99.0, "the spike is preserved");
         let whole = reduced(&lines, 1000, 1000);
         assert_eq!((whole.steps_per_point, whole.step.len()), (1, 1000));
         assert_eq!(whole.curves[0].mean, whole.curves[0].max);

@@ -15,7 +15,7 @@ use crate::rpc::status::{bad_field, stopped};
 
 /// Size limit of each text.
 const TEXT_BYTES: usize = 1 << 20;
-/// Size limit of the whole prompt, whose turns share it.
+/// Size limit of the whole prompt, shared by its turns.
 const PROMPT_BYTES: usize = 1 << 20;
 const MAX_TOKENS: usize = 16_384;
 
@@ -45,7 +45,7 @@ pub(super) async fn get(
     })
 }
 
-/// The log-probabilities of a completion under policies that are not trained, if the job has any.
+/// The log-probabilities of a completion under policies that are not being trained, if the job has any.
 async fn log_probs(
     completions: &Completions,
     driver: &UserHandle,
@@ -71,7 +71,7 @@ async fn log_probs(
     Ok(samples.find(|sample| (sample.prompt_id, sample.index) == (prompt, index)).unwrap_or_default())
 }
 
-/// The tokens of a completion, or why they have no texts.
+/// The tokens of a completion, or the reason why they have no texts.
 async fn tokens(
     completions: &Completions,
     catalog: &Catalog,
@@ -98,8 +98,8 @@ async fn texts(
     ids: Vec<u32>,
 ) -> Result<(Vec<String>, String), Status> {
     let policy = catalog.columns.first().and_then(|column| column.policy.as_ref());
-    // The tokens are of the policy that wrote them. What their batch names is a fingerprint of the
-    // tokenizer's content, not the hash of its file.
+    // The tokens belong to the policy that wrote them. Their batch names a fingerprint of the tokenizer's
+    // content, not the hash of its file.
     let tokenizer =
         policy.and_then(|policy| policy.objects.iter().find(|object| object.path == "tokenizer.json"));
     let Some(tokenizer) = tokenizer else {

@@ -20,7 +20,7 @@ const BINS: std::ops::RangeInclusive<u32> = 5..=200;
 const MAX_VALUES: usize = 1_000_000;
 const CACHE_BYTES: usize = 16 << 20;
 
-/// Works whose results the distributions come from.
+/// The kinds of work whose results provide the distributions.
 const WORKS: [Work; 4] =
     [Work::EvaluateReward, Work::EvaluateRewardFresh, Work::ScorePolicy, Work::EvaluatePolicy];
 
@@ -45,7 +45,7 @@ struct Round {
     fresh: Vec<v1::Object>,
     scores: Vec<v1::Object>,
     evaluated: bool,
-    /// Names it for ever.
+    /// A permanent name for the artifacts.
     key: String,
 }
 
@@ -176,7 +176,7 @@ impl Distributions {
     }
 }
 
-/// Finite rewards, the first ones of very many.
+/// Finite rewards; if there are very many, only the first ones.
 #[derive(Debug, Default)]
 struct Values(Vec<f64>);
 
@@ -212,7 +212,7 @@ impl Values {
     }
 }
 
-/// Equal bins from the lowest to the highest of all values; none without values.
+/// Edges of equal bins from the lowest to the highest of all values; none without values.
 fn edges<'a>(values: impl Iterator<Item = &'a Values>, bins: usize) -> Vec<f64> {
     let bounds = values.flat_map(|values| &values.0).fold(None, |bounds: Option<(f64, f64)>, value| {
         let (low, high) = bounds.unwrap_or((*value, *value));
@@ -220,7 +220,7 @@ fn edges<'a>(values: impl Iterator<Item = &'a Values>, bins: usize) -> Vec<f64> 
     });
     let Some((mut low, mut high)) = bounds else { return Vec::new() };
     if low == high {
-        // One value is shown in the middle.
+        // A single value is shown in the middle.
         let half = (low.abs() * 0.01).max(0.5);
         (low, high) = (low - half, high + half);
     }
@@ -252,7 +252,7 @@ impl Pairs {
     }
 
     fn add(&mut self, batch: &v1::PairScores) {
-        // A golden answer has a pair with each completion, one after another.
+        // A golden answer forms a pair with each completion, in sequence.
         for row in batch.pairs.chunk_by(|a, b| a.row_id == b.row_id) {
             self.chosen.push(row[0].chosen);
             for pair in row {
@@ -331,8 +331,8 @@ mod tests {
         let reliability = pairs.reliability(CalibrationSource::Fresh).unwrap();
         let filled: Vec<_> =
             reliability.bins.iter().map(|bin| (bin.count, bin.accuracy)).filter(|bin| bin.0 > 0).collect();
-        // σ(2) = 0.88 and σ(1) = 0.73 came true, σ(−1) = 0.27 and σ(−2) = 0.12 did not, σ(0) = 0.5 once of
-        // twice.
+        // σ(2) = 0.88 and σ(1) = 0.73 were correct, σ(−1) = 0.27 and σ(−2) = 0.12 were not, and σ(0) = 0.5
+        // was correct once out of twice.
         assert_eq!(filled, [(1, Some(0.0)), (1, Some(0.0)), (2, Some(0.5)), (1, Some(1.0)), (1, Some(1.0))]);
         let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
         let gaps = 2.0 * (1.0 - sigmoid(2.0)) + 2.0 * (1.0 - sigmoid(1.0));

@@ -1,4 +1,4 @@
-//! The results of jobs for the experiment trackers, with the bounds and caches of pages.
+//! The results of jobs for experiment trackers, with the same limits and caches as pages.
 
 use foil_proto::v1;
 use tonic::{Code, Status};
@@ -23,7 +23,7 @@ pub(crate) struct Feed {
 }
 
 impl Feed {
-    /// Calls `visit` with each line of an object that is not empty.
+    /// Calls `visit` with each non-empty line of an object.
     pub(crate) async fn lines(
         &self,
         object: &v1::Object,
@@ -65,12 +65,12 @@ impl Feed {
     }
 }
 
-/// A round that has none of what was asked for, or a job that was deleted meanwhile.
+/// None for a round that lacks the requested data, or a job that has been deleted.
 fn absent_is_none<T>(found: Result<T, Status>) -> Result<Option<T>, Status> {
     match found {
         Ok(found) => Ok(Some(found)),
         Err(status) if matches!(status.code(), Code::InvalidArgument | Code::NotFound) => Ok(None),
-        // More than a page reads.
+        // The request exceeds the limits of a page.
         Err(status) if status.code() == Code::FailedPrecondition => Ok(None),
         Err(status) => Err(status),
     }

@@ -1,4 +1,4 @@
-//! The figures of a round's completions, without their texts: what rows are sorted and filtered by.
+//! The metrics of a round's completions, without their texts: the basis for sorting and filtering rows.
 
 use std::collections::HashMap;
 
@@ -14,16 +14,16 @@ use super::read::Reader;
 use crate::driver::UserHandle;
 use crate::rpc::status::status;
 
-/// Maximum number of completions, of all rounds shown, that a listing sorts and filters.
+/// Maximum number of completions, over all rounds shown, that a listing sorts and filters.
 pub(super) const MAX_FACTS: u64 = 1_000_000;
 
-/// The figures of one completion.
+/// The metrics of one completion.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Fact {
     /// The prompt's row among those of all segments.
     pub(super) row: u32,
     pub(super) tokens: u32,
-    /// NaN where there is none, as for the next two.
+    /// NaN if there is none; the same holds for the next two fields.
     pub(super) reward: f64,
     pub(super) gold: f64,
     pub(super) kl: f64,
@@ -31,7 +31,7 @@ pub(super) struct Fact {
     pub(super) selection: Selection,
 }
 
-/// The figures of a round's completions, ordered by row and index.
+/// The metrics of a round's completions, ordered by row and index.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     pub(super) facts: Vec<Fact>,
@@ -43,7 +43,7 @@ impl Size for Index {
     }
 }
 
-/// For each completion of an index, whether a text is in it.
+/// For each completion of an index, whether it contains a text.
 #[derive(Debug, Default)]
 pub(super) struct Matches(pub(super) Vec<bool>);
 
@@ -68,7 +68,7 @@ impl Fact {
     }
 }
 
-/// Refuses to sort or filter more completions than memory has room for.
+/// Refuses to sort or filter more completions than fit in memory.
 pub(super) fn check_size(catalog: &Catalog) -> Result<(), Status> {
     let of_column = |column: &Column| {
         let covered = catalog.segments.iter().zip(&column.bases).filter(|(_, base)| base.is_some());
@@ -99,7 +99,7 @@ pub(super) async fn build(
     Ok(index)
 }
 
-/// Looks for a text, in lower case, in all completions of a round.
+/// Searches all completions of a round for a text in lower case.
 pub(super) async fn matches(
     reader: &Reader,
     driver: &UserHandle,
@@ -116,7 +116,7 @@ pub(super) async fn matches(
     Ok(matches)
 }
 
-/// Looks for a text, in lower case, in all prompts.
+/// Searches all prompts for a text in lower case.
 pub(super) async fn prompt_matches(
     reader: &Reader,
     catalog: &Catalog,
@@ -144,7 +144,7 @@ fn contains(text: &str, lower_case: &str) -> bool {
     text.to_lowercase().contains(lower_case)
 }
 
-/// Calls `take` with each completion of a round and its row, in the order of rows and indices.
+/// Calls `take` with each completion of a round and its row, ordered by row and index.
 async fn visit(
     reader: &Reader,
     driver: &UserHandle,
@@ -173,7 +173,7 @@ async fn visit(
     Ok(())
 }
 
-/// The mean of a figure over each row's completions; rows without it are left out.
+/// The mean of a metric over each row's completions; rows without it are omitted.
 pub(super) fn row_means(facts: &[Fact], figure: impl Fn(&Fact) -> f64) -> HashMap<u32, f64> {
     let rows = facts.chunk_by(|a, b| a.row == b.row);
     let mean = |facts: &[Fact]| {
@@ -184,13 +184,13 @@ pub(super) fn row_means(facts: &[Fact], figure: impl Fn(&Fact) -> f64) -> HashMa
     rows.filter_map(mean).collect()
 }
 
-/// How far rounds differ on each row: the largest difference between their mean rewards, in standard
-/// deviations from the mean of their round. Rows with fewer than two rounds are left out.
+/// How much rounds differ on each row: the largest difference between their mean rewards, each measured in
+/// standard deviations from its round's mean. Rows with fewer than two rounds are omitted.
 pub(super) fn disagreement<'a>(rounds: impl Iterator<Item = &'a [Fact]>) -> HashMap<u32, f64> {
     let mut bounds: HashMap<u32, (f64, f64, u32)> = HashMap::new();
     for facts in rounds {
         let means = row_means(facts, |fact| fact.reward);
-        // In the order of rows, so that the sums have the same bits each time.
+        // In row order, so that the sums are bit-identical each time.
         let mut ordered: Vec<(u32, f64)> = means.into_iter().collect();
         ordered.sort_unstable_by_key(|(row, _)| *row);
         let moments: foil_common::stats::Moments = ordered.iter().map(|(_, mean)| *mean).collect();
@@ -206,10 +206,10 @@ pub(super) fn disagreement<'a>(rounds: impl Iterator<Item = &'a [Fact]>) -> Hash
     several.map(|(row, (low, high, _))| (row, high - low)).collect()
 }
 
-/// Whether a completion is one that a filter lets through, apart from texts.
+/// Whether a completion passes a filter, ignoring texts.
 pub(super) fn passes(filter: &v1::CompletionFilter, fact: &Fact) -> bool {
     let within = |value: f64, min: Option<f64>, max: Option<f64>| {
-        // NaN is within nothing.
+        // NaN is outside every range.
         min.is_none_or(|min| value >= min) && max.is_none_or(|max| value <= max)
     };
     filter.finished.is_none_or(|finished| finished == fact.finished)
@@ -256,11 +256,7 @@ mod tests {
         assert_eq!(of(&[&one, &same]), [(0, 0.0), (1, 0.0), (2, 0.0)]);
         assert_eq!(of(&[&one, &turned]), [(0, 2.0), (1, 0.0), (2, 2.0)]);
         assert_eq!(of(&[&one]), [], "one round agrees with itself");
-        assert_eq!(
-            of(&[&one, &[fact(0, 1.0), fact(1, 1.0)]]),
-            [],
-            "rewards that are all the same say nothing"
-        );
+        assert_eq!(of(&[&one, &[fact(0, 1.0), fact(1, 1.0)]]), [], "identical rewards carry no information");
     }
 
     #[test]

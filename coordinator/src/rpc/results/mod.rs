@@ -1,8 +1,8 @@
-//! The Results service: what pages and reports show of a job. All of it is read from committed artifacts and
-//! from the job's state; nothing is stored.
+//! The Results service: what pages and reports show about a job. Everything is read from committed artifacts
+//! and the job's state; nothing is stored.
 //!
-//! Every size is bounded: how much of the store is read at a time ([`read`]), what is kept of it ([`cache`]),
-//! what a message holds, and the number of calls.
+//! Every size is bounded: how much of the store is read at a time ([`read`]), how much of it is cached
+//! ([`cache`]), the size of messages, and the number of calls.
 
 mod cache;
 mod catalog;
@@ -41,9 +41,9 @@ use super::status::{RETRY_AFTER, not_leading, status};
 use crate::driver::UserHandle;
 use crate::leadership::LeadershipHandle;
 
-/// Number of calls that are worked on at a time; a page makes a few at once.
+/// Number of calls handled concurrently; a page makes several at the same time.
 const CONCURRENT_CALLS: usize = 16;
-/// Time that a further one waits.
+/// How long further calls wait.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The Results service.
@@ -69,7 +69,7 @@ impl ResultsService {
         }
     }
 
-    /// The results as experiment trackers read them.
+    /// The results in the form that experiment trackers read.
     pub(crate) fn feed(&self) -> Feed {
         Feed {
             reader: self.completions.reader.clone(),
@@ -78,7 +78,7 @@ impl ResultsService {
         }
     }
 
-    /// The driver as the caller sees it, and the right to work on its call.
+    /// The driver as the caller sees it, and a permit to handle the call.
     async fn admit<T>(&self, request: &Request<T>) -> Result<(UserHandle, OwnedSemaphorePermit), Status> {
         let caller = caller(request)?;
         let permit = tokio::time::timeout(PATIENCE, Arc::clone(&self.calls).acquire_owned()).await;

@@ -1,4 +1,4 @@
-//! Which rows a listing of completions has, and in which order.
+//! The rows of a completion listing, and their order.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ impl Size for Order {
 
 /// The rows of a listing.
 pub(super) enum Listed {
-    /// All rows, in the order of the data set or against it.
+    /// All rows, in the order of the data set or in reverse.
     All {
         rows: u64,
         descending: bool,
@@ -55,11 +55,11 @@ impl Listed {
     }
 }
 
-/// Where a text was found.
+/// Where a text occurs.
 pub(super) struct Found {
     /// By row.
     pub(super) prompts: Arc<Matches>,
-    /// By completion, of each column.
+    /// By completion, for each column.
     pub(super) columns: Vec<Arc<Matches>>,
 }
 
@@ -69,10 +69,10 @@ pub(super) struct Ordering {
     pub(super) descending: bool,
     pub(super) filter: v1::CompletionFilter,
     pub(super) indices: Vec<Arc<Index>>,
-    /// The column that is sorted by.
+    /// The column to sort by.
     pub(super) by: Option<usize>,
     pub(super) found: Option<Found>,
-    /// The only row that may be listed, if the filter names one.
+    /// The only row that may be listed, if the filter specifies one.
     pub(super) only: Option<Option<u32>>,
 }
 
@@ -103,18 +103,18 @@ impl Ordering {
         match means {
             None if self.descending => rows.reverse(),
             None => {}
-            // A stable sort: equals stay in the order of the data set.
+            // A stable sort: equal rows stay in the order of the data set.
             Some(means) => rows.sort_by(|a, b| match (means.get(a), means.get(b)) {
                 (Some(a), Some(b)) if self.descending => b.total_cmp(a),
                 (Some(a), Some(b)) => a.total_cmp(b),
-                // Rows without a value come last, in either direction.
+                // Rows without a value come last in either direction.
                 (a, b) => b.is_some().cmp(&a.is_some()),
             }),
         }
         Order { rows, disagreement }
     }
 
-    /// The rows of the completions in a column that the filter lets through.
+    /// The rows of the completions in a column that pass the filter.
     fn passing<'a>(&'a self, column: usize, index: &'a Index) -> impl Iterator<Item = u32> + 'a {
         let has_text = move |at: usize, row: u32| match &self.found {
             None => true,
@@ -169,7 +169,7 @@ mod tests {
         let last = [fact(0, 1.0, 5), fact(0, 3.0, 5), fact(1, f64::NAN, 9), fact(2, 2.0, 1), fact(3, 1.5, 7)];
         let rows = |sort, descending| ordering(sort, descending, &[&first, &last]).rows().rows;
         assert_eq!(rows(CompletionSort::Reward, false), [3, 0, 2, 1]);
-        assert_eq!(rows(CompletionSort::Reward, true), [0, 2, 3, 1], "the first of equals comes first");
+        assert_eq!(rows(CompletionSort::Reward, true), [0, 2, 3, 1], "ties stay in order");
         assert_eq!(rows(CompletionSort::Length, true), [1, 3, 0, 2]);
         assert_eq!(rows(CompletionSort::Gold, true), [0, 1, 2, 3], "none has a gold reward");
         assert_eq!(rows(CompletionSort::Prompt, true), [3, 2, 1, 0]);

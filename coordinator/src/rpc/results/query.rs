@@ -1,4 +1,4 @@
-//! A listing of completions as it was asked for, checked.
+//! A validated request for a listing of completions.
 
 use foil_proto::v1::{self, CompletionSet, CompletionSort, Selection};
 use prost::Message;
@@ -13,7 +13,7 @@ const DEFAULT_TEXT_BYTES: u32 = 2048;
 const TEXT_BYTES: std::ops::RangeInclusive<u32> = 64..=16_384;
 const MAX_CONTAINS_BYTES: usize = 200;
 
-/// A request that can be answered.
+/// A validated request.
 #[derive(Debug)]
 pub(super) struct Query {
     pub(super) job: String,
@@ -26,15 +26,15 @@ pub(super) struct Query {
     pub(super) filter: v1::CompletionFilter,
     pub(super) text_bytes: usize,
     pub(super) page_size: usize,
-    /// Rows before the page.
+    /// Number of rows before the page.
     pub(super) offset: u64,
-    /// Hash of all that selects and orders rows.
+    /// Hash of everything that selects and orders rows.
     hash: String,
 }
 
 impl Query {
     /// # Errors
-    /// A value out of its range, or a token of another listing.
+    /// A value is out of range, or the token belongs to another listing.
     pub(super) fn parse(request: v1::ListCompletionsRequest) -> Result<Self, Status> {
         let set = CompletionSet::try_from(request.set).map_err(|_| unknown("set", request.set))?;
         let sort = CompletionSort::try_from(request.sort).map_err(|_| unknown("sort", request.sort))?;
@@ -81,8 +81,8 @@ impl Query {
         })
     }
 
-    /// The token of the page that begins at a row of the listing. It names the rounds shown: those that a job
-    /// makes meanwhile must not come up on a later page.
+    /// The token of the page that begins at a row of the listing. It names the rounds shown, so that rounds
+    /// that the job finishes in the meantime do not appear on a later page.
     pub(super) fn token(&self, offset: u64, rounds: &[u32]) -> String {
         let rounds: Vec<String> = rounds.iter().map(ToString::to_string).collect();
         format!("{offset}.{}.{}", rounds.join("-"), self.hash)
@@ -92,7 +92,7 @@ impl Query {
         self.filter != v1::CompletionFilter::default()
     }
 
-    /// Names the rows and their order for ever, for these columns.
+    /// A permanent name for the rows and their order, given these columns.
     pub(super) fn key(&self, columns: &[String]) -> String {
         format!("{}/{}", columns.join("+"), self.hash)
     }

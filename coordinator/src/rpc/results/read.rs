@@ -19,20 +19,20 @@ use crate::driver::UserHandle;
 use crate::job::JobState;
 use crate::rpc::status::{short, status, stopped, store_unavailable};
 
-/// Size limit of one object that is held in memory.
+/// Size limit of an object held in memory.
 const MAX_OBJECT_BYTES: u64 = 64 << 20;
-/// Size limit of a line of a data set or of metrics.
+/// Size limit of a line in a data set or in metrics.
 const MAX_LINE_BYTES: usize = 32 << 20;
-/// Maximum number of rows of a data set whose places are remembered.
+/// Maximum number of rows in a data set whose positions are cached.
 const MAX_ROWS: usize = 4_000_000;
-/// Number of objects of one call that are read at a time.
+/// Number of objects read concurrently per call.
 const CONCURRENT_READS: usize = 4;
-/// Memory for objects that are being read and decoded, of all calls together, in KiB; and how much of it an
-/// object takes, in its own size.
+/// Memory in KiB for objects being read and decoded, shared by all calls; and how much of it an object takes,
+/// as a multiple of its size.
 const MEMORY_KIB: u32 = 192 << 10;
 const DECODED_SIZE: u64 = 3;
 
-/// Memory for decoded chunks, and for the places of rows.
+/// Memory for decoded chunks, and for row positions.
 const CHUNK_CACHE_BYTES: usize = 48 << 20;
 const ROWS_CACHE_BYTES: usize = 64 << 20;
 
@@ -45,11 +45,11 @@ pub(super) struct Reader {
     memory: Arc<Semaphore>,
 }
 
-/// The places of a data set's rows.
+/// The positions of a data set's rows.
 #[derive(Debug, Default)]
 pub(super) struct Rows {
     pub(super) ids: Vec<u64>,
-    /// Where each row begins, and the end of the last.
+    /// Offset of each row, and the end of the last one.
     offsets: Vec<u64>,
 }
 
@@ -72,7 +72,7 @@ impl Reader {
         Self { store, chunks, rows, memory: Arc::new(Semaphore::new(MEMORY_KIB as usize)) }
     }
 
-    /// Waits until there is memory for objects of this size.
+    /// Waits until memory for objects of this size is available.
     pub(super) async fn room(&self, bytes: u64) -> Result<SemaphorePermit<'_>, Status> {
         let wanted = u32::try_from(bytes.saturating_mul(DECODED_SIZE) >> 10).unwrap_or(u32::MAX);
         let permit = self.memory.acquire_many(wanted.clamp(1, MEMORY_KIB)).await;
@@ -112,7 +112,7 @@ impl Reader {
         self.chunks.get(&key, read).await
     }
 
-    /// All chunks of a segment of a round's completions, in order; they are not kept.
+    /// All chunks of a segment of a round's completions, in order. They are not cached.
     pub(super) async fn each_chunk<'a>(
         &'a self,
         driver: &UserHandle,
@@ -151,7 +151,7 @@ impl Reader {
         blocking(decode).await
     }
 
-    /// The message that an object holds.
+    /// The message stored in an object.
     pub(super) async fn message<T: prost::Message + Default>(
         &self,
         object: &v1::Object,
@@ -161,7 +161,7 @@ impl Reader {
         T::decode(bytes).map_err(|error| damaged(&object.key, &error.to_string()))
     }
 
-    /// The messages of all objects of an artifact, in order.
+    /// The messages in all objects of an artifact, in order.
     pub(super) fn messages<'a, T: prost::Message + Default + 'a>(
         &'a self,
         objects: Vec<v1::Object>,
@@ -170,7 +170,7 @@ impl Reader {
         stream::iter(objects).map(message).buffered(CONCURRENT_READS)
     }
 
-    /// The places of a data set's rows.
+    /// The positions of a data set's rows.
     pub(super) async fn rows(&self, object: &v1::Object) -> Result<Arc<Rows>, Status> {
         self.rows.get(&object.key, self.find_rows(object)).await
     }
@@ -204,7 +204,7 @@ impl Reader {
         Ok(rows)
     }
 
-    /// Calls `visit` with each line of an object that is not empty, and where it begins.
+    /// Calls `visit` with each non-empty line of an object and its offset.
     pub(super) async fn each_line(
         &self,
         object: &v1::Object,
@@ -229,7 +229,7 @@ impl Reader {
             if pending.len() > MAX_LINE_BYTES {
                 return Err(damaged(&object.key, &format!("a line has more than {MAX_LINE_BYTES} bytes")));
             }
-            // Other calls come in between.
+            // Lets other calls run in between.
             tokio::task::yield_now().await;
         }
         if !pending.is_empty() {
@@ -258,7 +258,7 @@ impl Rows {
     }
 }
 
-/// The objects of chunks of a segment of a round's completions, those that there are.
+/// The existing objects for chunks of a segment of a round's completions.
 async fn objects(
     driver: &UserHandle,
     catalog: &Catalog,
@@ -279,7 +279,7 @@ async fn objects(
         let of_chunk = |chunk: u64| {
             let rewards = match &rewards {
                 Rewards::Scores(phase) => object(phase, u64::from(base) + chunk),
-                // The phase that scores pairs goes through the held-out rows alone.
+                // The phase that scores pairs processes only the held-out rows.
                 Rewards::Pairs(phase) if held_out => object(phase, chunk),
                 Rewards::Pairs(_) | Rewards::Inline | Rewards::None => None,
             };
@@ -290,7 +290,7 @@ async fn objects(
     Ok(driver.inspect(&catalog.job, look).await.map_err(stopped)?.unwrap_or_default())
 }
 
-/// Runs work that takes the processor for long on a thread of its own.
+/// Runs CPU-intensive work on a separate thread.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Status> + Send + 'static,
 ) -> Result<T, Status> {

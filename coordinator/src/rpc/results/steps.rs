@@ -14,9 +14,9 @@ use crate::rpc::status::{bad_field, bad_token, no_job, stopped};
 const DEFAULT_POINTS: u32 = 500;
 const POINTS: std::ops::RangeInclusive<u32> = 2..=2000;
 const MAX_PHASES: usize = 100;
-/// Values of a page, from which on it takes no further phase.
+/// Number of values beyond which a page takes no further phase.
 const PAGE_VALUES: usize = 40_000;
-/// Bytes of the running phase's lines that are asked of the driver at a time.
+/// Maximum number of bytes of the running phase's lines requested from the driver at a time.
 const LINES_BYTES: usize = 256 << 10;
 const CACHE_BYTES: usize = 32 << 20;
 
@@ -34,10 +34,10 @@ impl Size for v1::PhaseSteps {
     }
 }
 
-/// A phase of the plan that trains, and has begun.
+/// A training phase of the plan that has begun.
 struct Begun {
     phase: Phase,
-    /// Its lines, if it is committed; otherwise it runs now.
+    /// The phase's lines if it is committed; none while it is running.
     lines: Option<v1::Object>,
 }
 
@@ -108,7 +108,7 @@ impl Steps {
         Ok(v1::PhaseSteps::clone(&curves))
     }
 
-    /// The steps so far of a phase that runs. Its lines are only appended to, while it runs.
+    /// The steps so far of a running phase. Its lines are append-only while it runs.
     async fn running(
         &self,
         driver: &UserHandle,
@@ -120,7 +120,7 @@ impl Steps {
         let mut from = 0;
         loop {
             let lines = driver.running_steps(job, &phase.id, from, LINES_BYTES).await.map_err(stopped)?;
-            // It may have been committed or interrupted meanwhile.
+            // It may have been committed or interrupted in the meantime.
             let Some(lines) = lines.filter(|lines| !lines.is_empty()) else { break };
             from += lines.len();
             for line in lines.lines() {
@@ -131,10 +131,10 @@ impl Steps {
     }
 }
 
-/// Maximum number of phases of a page.
+/// Maximum number of phases per page.
 const PAGE_PHASES: usize = 64;
 
-/// The phases to show of a page from the one numbered `from` on, and whether there are more.
+/// The phases to show on a page, starting with number `from`, and whether there are more.
 fn begun(state: &JobState, wanted: &[String], from: usize) -> Result<(Vec<Begun>, bool), Status> {
     let is_gang = |id: &String| state.phases.iter().any(|phase| phase.id == *id && phase.work.is_gang());
     if let Some(unknown) = wanted.iter().find(|id| !is_gang(id)) {
@@ -156,7 +156,7 @@ fn begun(state: &JobState, wanted: &[String], from: usize) -> Result<(Vec<Begun>
             let lines = done.and_then(|done| done.steps.as_ref()?.objects.first().cloned());
             (done.is_some(), Begun { phase: phase.clone(), lines })
         })
-        // Committed by a version that kept no steps.
+        // Committed by a version that stored no steps.
         .filter(|(is_done, begun)| !is_done || begun.lines.is_some())
         .map(|(_, begun)| begun)
         .skip(from);

@@ -8,7 +8,7 @@ use crate::driver::UserHandle;
 use crate::job::{AttemptSpan, JobState, Span, SpanEnd, recent_alarms};
 use crate::rpc::status::{bad_token, no_job, stopped};
 
-/// Number of spans of a page.
+/// Number of spans per page.
 const PAGE_SPANS: usize = 2000;
 
 pub(super) async fn get(

@@ -1,5 +1,5 @@
-//! The texts of tokens, from a tokenizer.json. The file is read as a stream that keeps only the tokens asked
-//! for: it may be large, and the tokenizers library would hold all of it several times over.
+//! The texts of tokens, from a tokenizer.json. The file is read as a stream that keeps only the requested
+//! tokens, because it may be large, and the tokenizers library would hold all of it several times over.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -7,14 +7,14 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, de};
 
-/// Replaces a space at a word's start in vocabularies of SentencePiece.
+/// Replaces a space at the start of a word in SentencePiece vocabularies.
 const META_SPACE: char = '\u{2581}';
 
-/// The texts of `ids`: concatenated they are what the ids decode to, special tokens shown as such. Of a
-/// character that several tokens make, the last one has it.
+/// The texts of `ids`: concatenated, they equal the decoded ids, with special tokens included. If several
+/// tokens form a character, the text of the last one contains it.
 ///
 /// # Errors
-/// The file is no tokenizer, or of a kind that is not read here.
+/// The file is not a tokenizer, or is of an unsupported kind.
 pub(super) fn texts(tokenizer: &[u8], ids: &[u32]) -> Result<Vec<String>, String> {
     let wanted: HashSet<u32> = ids.iter().copied().collect();
     let mut deserializer = serde_json::Deserializer::from_slice(tokenizer);
@@ -23,7 +23,7 @@ pub(super) fn texts(tokenizer: &[u8], ids: &[u32]) -> Result<Vec<String>, String
         .map_err(|error| format!("its tokenizer.json cannot be read: {error}"))?;
     let alphabet = found.alphabet()?;
     let mut texts = Vec::with_capacity(ids.len());
-    // Bytes of a character that is not complete yet.
+    // Bytes of an incomplete character.
     let mut pending = Vec::new();
     for id in ids {
         let mut text = String::new();
@@ -49,7 +49,7 @@ pub(super) fn texts(tokenizer: &[u8], ids: &[u32]) -> Result<Vec<String>, String
     Ok(texts)
 }
 
-/// Moves complete characters to a text; of bytes that are none, each becomes a replacement character.
+/// Moves complete characters to a text; invalid bytes each become a replacement character.
 fn take_characters(pending: &mut Vec<u8>, text: &mut String) {
     loop {
         match std::str::from_utf8(pending) {
@@ -75,16 +75,16 @@ fn flush(pending: &mut Vec<u8>, text: &mut String) {
     pending.clear();
 }
 
-/// How a vocabulary writes bytes.
+/// How a vocabulary represents bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Alphabet {
-    /// A printable character for each byte, as GPT-2 has it.
+    /// A printable character for each byte, as in GPT-2.
     Bytes,
-    /// Text, with a sign for a space, and `<0xC3>` for a byte that no text has.
+    /// Text with a symbol for the space, and `<0xC3>` for a byte that is not valid text.
     SentencePiece,
-    /// Text, where `##` continues a word and another token begins one.
+    /// Text in which `##` continues a word, and any other token begins one.
     WordPiece,
-    /// Text as it is.
+    /// Plain text.
     Plain,
 }
 
@@ -95,7 +95,7 @@ impl Alphabet {
                 for character in piece.chars() {
                     match byte_of(character) {
                         Some(byte) => bytes.push(byte),
-                        // Added by a later hand, as it is.
+                        // Not in the alphabet: added to the vocabulary later, and kept as it is.
                         None => bytes.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes()),
                     }
                 }
@@ -116,8 +116,8 @@ impl Alphabet {
     }
 }
 
-/// The byte of GPT-2's character for it: printable ones of Latin-1 stand for themselves, the others, in
-/// order, for the characters from U+0100 on.
+/// The byte that a GPT-2 character represents: printable Latin-1 characters represent themselves, and the
+/// characters from U+0100 on represent the other bytes, in order.
 fn byte_of(character: char) -> Option<u8> {
     let is_itself = |byte: u8| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
     match u32::from(character) {
@@ -127,13 +127,13 @@ fn byte_of(character: char) -> Option<u8> {
     }
 }
 
-/// The byte that `<0xC3>` stands for.
+/// The byte that a piece like `<0xC3>` represents.
 fn fallback_byte(piece: &str) -> Option<u8> {
     let hex = piece.strip_prefix("<0x")?.strip_suffix('>')?;
     (hex.len() == 2).then(|| u8::from_str_radix(hex, 16).ok())?
 }
 
-/// The parts of a tokenizer.json that texts depend on.
+/// The parts of a tokenizer.json that affect texts.
 #[derive(Debug, Default)]
 struct Found {
     added: HashMap<u32, String>,
@@ -201,7 +201,7 @@ impl<'de> Visitor<'de> for FileSeed<'_> {
     }
 }
 
-/// A decoder, perhaps a sequence of others.
+/// A decoder, which may be a sequence of others.
 #[derive(Deserialize)]
 struct Decoder {
     #[serde(rename = "type", default)]
@@ -284,7 +284,7 @@ impl<'de> Visitor<'de> for ModelSeed<'_> {
     }
 }
 
-/// A map from texts to ids, or, of a unigram model, a list of texts with their scores.
+/// A map from texts to ids or, for a unigram model, a list of texts with their scores.
 struct VocabularySeed<'a> {
     wanted: &'a HashSet<u32>,
 }
@@ -342,7 +342,7 @@ mod tests {
 
     #[test]
     fn every_byte_has_the_character_that_the_tokenizers_library_gives_it() {
-        // The library's own alphabet, by encoding each byte of Latin-1 as it does.
+        // The library's own alphabet, obtained by encoding each byte of Latin-1 the way it does.
         let alphabet = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet();
         let mut bytes: Vec<u8> = alphabet.iter().filter_map(|character| byte_of(*character)).collect();
         bytes.sort_unstable();

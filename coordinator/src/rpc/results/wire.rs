@@ -1,11 +1,11 @@
-//! Completions and their texts as they go over the wire.
+//! Completions and their texts in wire format.
 
 use foil_common::data::rows::Prompt;
 use foil_proto::v1;
 
 use super::chunk::Sample;
 
-/// Maximum number of a prompt's turns that are shown.
+/// Maximum number of a prompt's turns shown.
 const MAX_TURNS: usize = 64;
 
 pub(super) fn completion(round: u32, found: &Sample, text_bytes: usize) -> v1::Completion {
@@ -25,7 +25,7 @@ pub(super) fn completion(round: u32, found: &Sample, text_bytes: usize) -> v1::C
     }
 }
 
-/// JSON has no other numbers.
+/// JSON cannot represent other numbers.
 fn finite(value: Option<f64>) -> Option<f64> {
     value.filter(|value| value.is_finite())
 }
@@ -35,12 +35,12 @@ pub(super) fn messages(prompt: &Prompt, bytes: usize) -> Vec<v1::ChatMessage> {
         role: message.role.as_str().to_owned(),
         text: Some(text(&message.content, bytes)),
     };
-    // A dialogue of very many turns is cut at its start: the last turns are what is answered.
+    // Very long dialogues are cut at the start, because the last turns are the ones answered.
     let turns = prompt.messages.len();
     prompt.messages.iter().skip(turns.saturating_sub(MAX_TURNS)).map(message).collect()
 }
 
-/// A text, cut between characters.
+/// A text, truncated between characters.
 pub(super) fn text(whole: &str, bytes: usize) -> v1::Text {
     v1::Text { text: whole[..whole.floor_char_boundary(bytes)].to_owned(), bytes: whole.len() as u64 }
 }

@@ -1,4 +1,4 @@
-//! Every RPC by every role, of one's own tenant and of another, over real gRPC.
+//! Every RPC by every role, in the caller's own tenant and in another, over real gRPC.
 
 use foil_proto::v1::access_client::AccessClient;
 use foil_proto::v1::artifacts_client::ArtifactsClient;
@@ -21,8 +21,8 @@ const AGENT: &[Role] = &[Role::Agent];
 const READERS: &[Role] = &[Role::Viewer, Role::Submitter, Role::Operator, Role::Admin, Role::Agent];
 const WRITERS: &[Role] = &[Role::Submitter, Role::Operator, Role::Admin, Role::Agent];
 
-/// The roles that reach an RPC, written down apart from the table that is tested. An RPC of a service that is
-/// not listed here is held by the table alone.
+/// The roles that may call an RPC, written down independently of the tested table. For an RPC of a service
+/// that is not listed here, the table alone counts.
 const EXPECTED: &[(&str, &[Role])] = &[
     ("/foil.v1.Access/WhoAmI", READERS),
     ("/foil.v1.Agents/ListAgents", OPERATOR),
@@ -90,7 +90,7 @@ async fn every_rpc_is_reached_by_its_roles_and_by_no_other() {
             assert_eq!(!refused(&status), allowed, "{path} as {role}: {status:?}");
         }
         for (token, why) in [(None, "CREDENTIALS_MISSING"), (Some("foil_0000"), "CREDENTIALS_INVALID")] {
-            // Only the first few wrong tokens are answered at once.
+            // Only the first few wrong tokens are answered immediately.
             if token.is_some() && path != "/foil.v1.Jobs/Get" && !is_open {
                 continue;
             }
@@ -115,7 +115,7 @@ async fn every_rpc_is_reached_by_its_roles_and_by_no_other() {
 
 type Outcome = Result<(), Status>;
 
-/// The calls that name a job, by name.
+/// The calls that refer to a job, by name.
 async fn job_calls(service: Identified, id: &str) -> Vec<(&'static str, Outcome)> {
     let (mut jobs, mut results) = (JobsClient::new(service.clone()), ResultsClient::new(service.clone()));
     let mut trackers = TrackersClient::new(service);
@@ -175,7 +175,7 @@ async fn a_job_of_another_tenant_does_not_exist() {
                     }
                     Err(status) if is_role_refused => assert_eq!(reason(&status), "ROLE_REQUIRED", "{told}"),
                     Err(status) if id == "foreign" => {
-                        // Nothing tells it from a job that was never there.
+                        // Nothing distinguishes it from a job that never existed.
                         let never = absent.as_ref().unwrap_err();
                         assert_eq!(status.code(), Code::NotFound, "{told}");
                         assert_eq!(status.message().replace("foreign", "absent"), never.message(), "{told}");
@@ -221,7 +221,7 @@ async fn lists_request_ids_and_references_stay_within_the_tenant() {
                 assert_eq!(reason(&refused.unwrap_err()), "ROLE_REQUIRED", "{role}");
             }
         }
-        // A page token names a job.
+        // A page token refers to a job.
         let page_token = listing::token("j2", &listing::filters(&own));
         let page = v1::ListJobsRequest { page_token, ..own.clone() };
         assert_eq!(list("vision", *role, page).await.is_ok(), *role == Role::Admin);
@@ -238,7 +238,7 @@ async fn lists_request_ids_and_references_stay_within_the_tenant() {
     let reused = vision.submit(submit("request-j1", None)).await.unwrap_err();
     assert_eq!(reason(&reused), "REQUEST_ID_REUSED");
     let other = vision.submit(submit("request-j2", None)).await.unwrap_err();
-    assert_eq!(violation(&other), "spec.policy.model", "it is read like a new one: {other:?}");
+    assert_eq!(violation(&other), "spec.policy.model", "it is handled like a new one: {other:?}");
     // Neither by id nor by name.
     for job in ["j2", "absent"] {
         let refused = vision.submit(submit("r", Some(&format!("job:{job}/policy@1")))).await.unwrap_err();

@@ -1,4 +1,4 @@
-//! Connections that cannot starve others.
+//! Connections cannot starve others.
 
 use foil_proto::v1::artifacts_client::ArtifactsClient;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -33,7 +33,7 @@ async fn silent_connections_block_nobody_and_are_closed() {
     let coordinator = Coordinator::start_within(&Store::in_memory(), limits).await;
     let mut silent = Vec::new();
     for number in 0..100 {
-        // Connecting may fail if the connection was closed already.
+        // Connecting may fail if the connection is already closed.
         let Ok(mut socket) = TcpStream::connect(coordinator.address).await else { continue };
         if number % 2 == 0 {
             let _ = socket.write_all(PREFACE).await;
@@ -100,7 +100,7 @@ async fn statuses_are_short_and_have_the_right_codes() {
     grpc.ready().await.unwrap();
     let path = "/foil.v1.Jobs/Get".parse().unwrap();
     let codec = tonic_prost::ProstCodec::<pbjson_types::Timestamp, v1::Job>::default();
-    // A timestamp has a number in field 1, where a GetJobRequest has a string: it cannot be decoded.
+    // A timestamp has a number in field 1, where a GetJobRequest has a string, so it cannot be decoded.
     let message = pbjson_types::Timestamp { seconds: 7, nanos: 0 };
     let status = grpc.unary(tonic::Request::new(message), path, codec).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");

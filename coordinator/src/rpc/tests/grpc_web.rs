@@ -1,4 +1,4 @@
-//! gRPC-Web as a browser speaks it, over HTTP/1.1.
+//! gRPC-Web as used by browsers, over HTTP/1.1.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
@@ -12,13 +12,13 @@ use crate::job::Submitted;
 
 const PROTO: &str = "application/grpc-web+proto";
 
-/// A frame of a message, as requests have it.
+/// A message in the frame used by requests.
 fn framed(message: &impl Message) -> Vec<u8> {
     let bytes = message.encode_to_vec();
     [&[0][..], &u32::try_from(bytes.len()).unwrap().to_be_bytes(), &bytes].concat()
 }
 
-/// The messages of an answer, and its trailers.
+/// The messages and the trailers of a response.
 fn unframed(mut body: &[u8]) -> (Vec<Vec<u8>>, Vec<(String, String)>) {
     let (mut messages, mut trailers) = (Vec::new(), Vec::new());
     while !body.is_empty() {
@@ -86,7 +86,7 @@ async fn a_browser_makes_unary_calls_and_reads_streams_and_errors() {
 
     let missing = framed(&v1::GetJobRequest { id: "none".into() });
     let answer = post(address, "/foil.v1.Jobs/Get", missing, &kind).await;
-    // An error without a message comes in the headers alone.
+    // An error without a message is sent in the headers alone.
     let code = answer.headers().get("grpc-status").map(|code| code.to_str().unwrap().to_owned());
     let details = answer.headers().get("grpc-status-details-bin").cloned();
     assert_eq!((answer.status().as_u16(), code.as_deref()), (200, Some("5")));
@@ -153,7 +153,7 @@ async fn pages_of_other_sites_and_other_encodings_are_refused() {
         assert_eq!(answer.status().as_u16(), expected, "{kind} from {origin}");
         assert!(!answer.headers().contains_key("access-control-allow-origin"));
     }
-    // A name of the public DNS that points at this machine.
+    // A public DNS name that points at this machine.
     let rebound = [
         ("content-type", PROTO),
         ("host", "rebound.evil.example"),
@@ -162,7 +162,7 @@ async fn pages_of_other_sites_and_other_encodings_are_refused() {
     let answer = post(address, "/foil.v1.Jobs/List", list(), &rebound).await;
     assert_eq!(answer.status().as_u16(), 403);
     assert!(answer.text().await.unwrap().contains("--advertise"));
-    // The question that a browser asks before it lets another site's page call.
+    // The preflight that a browser sends before it lets another site's page call.
     let client = Client::builder().http1_only().build().unwrap();
     let asked = client.request(reqwest::Method::OPTIONS, format!("{own}/foil.v1.Jobs/List"));
     let asked =

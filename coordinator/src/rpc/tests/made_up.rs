@@ -1,5 +1,4 @@
-//! Made-up results of chunks, in the messages that ranks write: numbers that follow from row, index and
-//! round.
+//! Made-up results of chunks, in the messages that ranks write: numbers derived from row, index and round.
 
 use foil_common::storage::Store;
 use foil_proto::v1::{self, pair_source::Source, task::Work};
@@ -52,7 +51,7 @@ fn samples(task: &v1::Task, run: &v1::RunChunk, count: u32, is_evaluated: bool) 
     };
     let rows = run.first..run.first + run.count;
     let samples = rows.flat_map(|row| (0..count).map(move |index| sample(row, index))).collect();
-    // A fingerprint of its content, which is the hash of no file.
+    // A fingerprint of the tokenizer's content, which is not the hash of any file.
     let tokenizer_blake3 = blake3::hash(b"the tokenizer").to_hex().to_string();
     v1::SampleBatch { phase: task.phase.clone(), chunk: run.chunk, samples, tokenizer_blake3 }
 }
@@ -122,7 +121,7 @@ pub(super) async fn chunk(store: &Store, run: &v1::RunChunk) -> Vec<u8> {
     }
 }
 
-/// Writes the data sets of a job as the coordinator does.
+/// Writes the data sets of a job the way the coordinator does.
 pub(in crate::rpc) async fn write_datasets(store: &Store, datasets: &[v1::Dataset]) {
     for dataset in datasets {
         let lines: String = (0..dataset.rows).map(|row| line(&dataset.name, row)).collect();

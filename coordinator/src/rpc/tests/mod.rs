@@ -131,7 +131,7 @@ fn committed(events: &[v1::JobEvent]) -> Vec<String> {
     events.iter().filter_map(phase).collect()
 }
 
-/// Hashes by artifact, without metrics, which differ between attempts.
+/// Hashes by artifact, excluding metrics, which differ between attempts.
 fn hashes(job: &v1::Job) -> Vec<(String, Vec<String>)> {
     let models = job.artifacts.iter().filter(|artifact| artifact.kind != "metrics");
     models
@@ -183,7 +183,7 @@ async fn a_job_survives_lost_ranks_with_the_same_artifacts() {
     let plan: Vec<String> = job.plan.as_ref().unwrap().phases.iter().map(|phase| phase.id.clone()).collect();
     assert_eq!(committed(&events), plan, "each phase once, in order");
     assert!(events.windows(2).skip(1).all(|pair| pair[0].revision <= pair[1].revision));
-    assert!(matches!(&events[0].event, Some(job_event::Event::Job(_))), "first the job as it stands");
+    assert!(matches!(&events[0].event, Some(job_event::Event::Job(_))), "the current job comes first");
     let progress =
         events.iter().any(|event| matches!(&event.event, Some(job_event::Event::PhaseProgress(_))));
     assert!(progress);
@@ -216,7 +216,7 @@ async fn a_job_goes_on_after_the_coordinator_restarts() {
     assert_eq!(job.state(), v1::JobState::Succeeded, "{:?}", job.failure);
     assert_eq!(hashes(&job), hashes(&expected));
     let plan: Vec<String> = job.plan.as_ref().unwrap().phases.iter().map(|phase| phase.id.clone()).collect();
-    assert_eq!([committed(&seen), committed(&rest)].concat(), plan, "nothing lost, nothing sent twice");
+    assert_eq!([committed(&seen), committed(&rest)].concat(), plan, "nothing is lost or sent twice");
     worker.abort();
     second.stop().await;
 }
@@ -310,13 +310,13 @@ async fn an_idle_worker_also_learns_that_its_coordinator_was_deposed() {
     let register = v1::AgentMessage { message: Some(agent_message::Message::Register(hello)) };
     let stream = tokio_stream::once(register).chain(tokio_stream::pending());
     let mut commands = client.agent(stream).await.unwrap().into_inner();
-    assert!(commands.message().await.unwrap().is_some(), "it is welcome");
+    assert!(commands.message().await.unwrap().is_some(), "the agent is welcomed");
 
     let (_journal, _) =
         Journal::<Event>::open(store, "another", SnapshotPolicy { every: 1000, select: Compaction::begin })
             .await
             .unwrap();
-    // The deposed leader notices when it next writes.
+    // The deposed leader notices at its next write.
     let submitting = deposed.handle.submit(JOB.into(), submitted(&[]));
     assert!(submitting.await.is_err(), "it was deposed");
     let ended = timeout(Duration::from_secs(10), commands.message()).await.expect("the stream ends");

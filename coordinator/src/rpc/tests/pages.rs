@@ -1,4 +1,4 @@
-//! Listings and large jobs over the wire, with the limits that gRPC clients have by default.
+//! Listings and large jobs over the wire, with the default limits of gRPC clients.
 
 use foil_proto::v1::job_event::Event;
 use prost::Message;
@@ -7,7 +7,7 @@ use super::*;
 use crate::job::{Submitted, pages};
 use crate::plan::Phase;
 
-/// Message size limit of gRPC clients by default.
+/// Default message size limit of gRPC clients.
 const CLIENT_LIMIT: usize = 4 << 20;
 
 /// A job with more rounds than a submission may have.

@@ -1,4 +1,4 @@
-//! Streams of callers whose credentials are taken away while they are open.
+//! Streams of callers whose credentials are revoked while the streams are open.
 
 use foil_proto::v1::artifacts_client::ArtifactsClient;
 use tonic::Streaming;
@@ -9,7 +9,7 @@ use crate::auth::Role;
 use crate::cluster::LinkView;
 use crate::driver::core::Core;
 
-/// Size of an object of which most cannot be sent before it is read.
+/// Size of an object, most of which cannot be sent before it is read.
 const LARGE: usize = 32 << 20;
 
 /// The status with which a stream ends, within a while.
@@ -49,14 +49,14 @@ async fn the_streams_of_a_token_end_when_it_is_taken_away_and_no_others() {
     let messages = tokio_stream::once(register).chain(tokio_stream::pending());
     let agent = WorkersClient::new(site.of("vision", Role::Agent));
     let mut commands = { agent }.agent(messages).await.unwrap().into_inner();
-    assert!(commands.message().await.unwrap().is_some(), "it is welcome");
+    assert!(commands.message().await.unwrap().is_some(), "the agent is welcomed");
     let request = v1::GetRequest { key: "jobs/j1/data/large".into(), offset: 0 };
     let download = ArtifactsClient::new(site.of("vision", Role::Viewer)).max_decoding_message_size(2 << 20);
     let download = { download }.get(request).await.unwrap().into_inner();
 
     site.revoke(&["vision-viewer", "vision-agent"]);
     let (watched, logs, commands) = tokio::join!(end_of(watched), end_of(logs), end_of(commands));
-    // Read only now: before, what was sent of it has filled its window.
+    // Read only here: until then, the part already sent has filled the window.
     for status in [watched, logs, commands, end_of(download).await] {
         assert_eq!(
             (status.code(), reason(&status).as_str()),

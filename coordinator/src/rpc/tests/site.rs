@@ -1,4 +1,4 @@
-//! A coordinator of two tenants, with a token for each role.
+//! A coordinator with two tenants and a token for each role.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -22,9 +22,9 @@ pub(super) struct Site {
     channel: Channel,
     pub(super) store: Store,
     pub(super) tokens: Vec<(String, Role, String)>,
-    /// Folder of the token files and of the audit log.
+    /// Directory of the token file and the audit log.
     pub(super) directory: tempfile::TempDir,
-    /// Lines of the file of tokens.
+    /// Lines of the token file.
     lines: Vec<String>,
 }
 
@@ -82,7 +82,7 @@ impl Site {
         Self { coordinator, channel, store, tokens, directory, lines }
     }
 
-    /// Takes the tokens of these principals out of the file.
+    /// Removes the tokens of these principals from the file.
     pub(super) fn revoke(&self, names: &[&str]) {
         let name = |line: &String| line.split_whitespace().next().unwrap_or_default().to_owned();
         let kept = self.lines.iter().filter(|line| !names.contains(&name(line).as_str()));

@@ -52,7 +52,7 @@ async fn a_tenant_over_its_rate_is_told_when_to_come_back_and_others_are_not_hel
         let role = if turn % 2 == 0 { Role::Viewer } else { Role::Submitter };
         refusals.extend(get("vision", role).await.err());
     }
-    assert!((4..=5).contains(&refusals.len()), "five at once, and one a second: {refusals:?}");
+    assert!((4..=5).contains(&refusals.len()), "a burst of five, then one per second: {refusals:?}");
     let refusal = &refusals[0];
     assert_eq!((refusal.code(), reason(refusal).as_str()), (Code::ResourceExhausted, "RATE_EXCEEDED"));
     let details = refusal.get_error_details();
@@ -70,7 +70,7 @@ async fn a_tenant_over_its_rate_is_told_when_to_come_back_and_others_are_not_hel
     let audit = std::fs::read_to_string(site.directory.path().join("audit.jsonl")).unwrap_or_default();
     assert!(!audit.contains("RESOURCE_EXHAUSTED"), "{audit}");
 
-    // The next leader has the rate from the log.
+    // The next leader gets the rate from the log.
     let store = site.store.clone();
     site.coordinator.stop().await;
     let next = Site::start_on(store).await;

@@ -21,7 +21,7 @@ fn hello(instance: &str) -> v1::AgentRegister {
 }
 
 struct Agent {
-    /// Keeps its stream open.
+    /// Keeps the stream open.
     _outgoing: mpsc::Sender<v1::AgentMessage>,
     commands: Streaming<v1::AgentCommand>,
 }

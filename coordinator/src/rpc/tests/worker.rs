@@ -1,4 +1,4 @@
-//! An agent and its ranks in this process, speaking the real protocol; their results are made up.
+//! An agent and its ranks in this process, using the real protocol; their results are made up.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -206,7 +206,7 @@ async fn chunk_result(store: &Store, run: v1::RunChunk) -> v1::ChunkResult {
 }
 
 async fn tell(outgoing: &mpsc::Sender<v1::AgentMessage>, message: agent_message::Message) {
-    // The stream may have ended meanwhile.
+    // The stream may have ended in the meantime.
     let _ = outgoing.send(v1::AgentMessage { message: Some(message) }).await;
 }
 

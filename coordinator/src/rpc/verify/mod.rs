@@ -1,5 +1,5 @@
-//! Verification of ranks' reports against the store, before anything is decided on them: an object counts if
-//! it is stored under its key with the size and hash that were recorded at its upload.
+//! Verification of ranks' reports against the store, before any decision is based on them: an object counts
+//! if it is stored under its key with the size and hash recorded at its upload.
 
 use std::collections::BTreeSet;
 use std::slice;
@@ -22,16 +22,16 @@ const MAX_PATH_BYTES: usize = 255;
 const MAX_METRICS: usize = 512;
 const MAX_NAME_BYTES: usize = 128;
 
-/// A rank's message as a report.
+/// Converts a rank's message into a report.
 ///
 /// # Errors
-/// Its form is wrong, as [`check_form`] tells.
+/// The message's form is wrong; see [`check_form`].
 pub(super) fn parse(message: Message) -> Result<Report, ProtocolError> {
     check_form(&message).map_err(ProtocolError::FalseReport)?;
     message.try_into()
 }
 
-/// The first object in a report that differs from the one in the store; none if all are as they are reported.
+/// The first object in a report that differs from the stored one; none if all are as reported.
 ///
 /// # Errors
 /// The store is unavailable.
@@ -135,7 +135,7 @@ fn hash(what: &str, text: &str) -> Result<(), String> {
     Err(format!("the hash of {what} is {text:?}; expected 64 lower-case hex digits"))
 }
 
-/// Checks a file's path within its artifact: relative, without a way out of it.
+/// Checks a file's path within its artifact: relative, and without leaving it.
 fn path(path: &str) -> Result<(), String> {
     let part = |part: &str| {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.+@ ".contains(&byte);

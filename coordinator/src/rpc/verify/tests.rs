@@ -46,7 +46,7 @@ async fn an_object_counts_only_as_it_was_uploaded() {
     assert!(found(&store, Message::Chunk(chunk)).await.contains("is reported with"));
     let shard = v1::CheckpointShard { object: Some(other), ..Default::default() };
     assert!(found(&store, Message::Checkpoint(shard)).await.contains("is reported with"));
-    // The record is there and the bytes are not.
+    // The record exists, but the bytes do not.
     store.delete(KEY).await.unwrap();
     assert!(found(&store, gang(vec![object])).await.contains("not in the store"));
 }

@@ -66,7 +66,7 @@ fn a_gang_meets_at_rank_0_and_commits_the_result_that_all_agree_on() {
         }
         _ => None,
     });
-    // Rank 0 speaks for all; an impossible time is none.
+    // Rank 0 represents all ranks; an impossible time is dropped.
     assert_eq!(steps.collect::<Vec<_>>(), [("sft", 1, 0, None, true)]);
     let usage = harness.effects.iter().filter_map(|effect| match effect {
         Effect::Usage(usage) => Some((usage.rank, usage.collective_wait, usage.device_memory_peak)),
@@ -85,7 +85,7 @@ fn a_gang_meets_at_rank_0_and_commits_the_result_that_all_agree_on() {
     assert_eq!(key, "jobs/j1/phases/r00.sft/a1/metrics.jsonl");
     assert_eq!(body.lines().count(), 1);
     assert!(body.contains(r#""loss":0.5"#) && body.contains(r#""step":1"#), "{body}");
-    assert_eq!(harness.state.committed.len(), 0, "not before the step figures are durable");
+    assert_eq!(harness.state.committed.len(), 0, "not before the step metrics are durable");
     let result = Ok(object(&key.clone()));
     harness.handle(Input::StepsWritten { phase: "r00.sft".into(), result }).unwrap();
     let artifact = harness.state.artifact("policy@0").unwrap();
@@ -159,7 +159,7 @@ fn slow_loading_is_progress_and_stalled_loading_is_a_hang() {
         harness.exit(rank, killed(9));
     }
     let cause = harness.ended.unwrap();
-    assert_eq!((cause.class, cause.rank), (CauseClass::Hang, Some(1)), "the one that was waited for");
+    assert_eq!((cause.class, cause.rank), (CauseClass::Hang, Some(1)), "the rank that the others waited for");
 }
 
 #[test]
@@ -211,5 +211,5 @@ fn no_rank_is_hung_while_the_store_is_unavailable() {
     }
     assert!(harness.attempt.teardown.is_none());
     harness.elapse(limit * 0.2);
-    assert!(harness.attempt.teardown.is_some(), "it is back, and nobody has moved since");
+    assert!(harness.attempt.teardown.is_some(), "the store is back, and no rank has made progress since");
 }

@@ -7,7 +7,7 @@ fn a_lost_rank_returns_its_lease_and_a_new_process_takes_its_place() {
     assert_eq!(harness.held(), [Some(0), Some(1)]);
     harness.handle(Input::StreamEnded { session: harness.session(0) }).unwrap();
     assert_eq!(harness.held(), [None, Some(1)]);
-    assert!(harness.attempt.vacancies().is_empty(), "its device is its own until it is dead");
+    assert!(harness.attempt.vacancies().is_empty(), "it holds its device until it is dead");
     harness.report(1, harness.result(1, "h1")).unwrap();
     assert_eq!(harness.held(), [None, Some(0)], "the lost chunk comes first");
     harness.exit(0, killed(9));
@@ -125,7 +125,7 @@ fn slow_loading_of_a_chunk_is_progress_but_counts_no_rows() {
     assert!(done > 0 && done < total, "half of a chunk: {done} of {total}");
     assert_eq!(unit, "prompts");
     harness.elapse(600.0);
-    assert_eq!(harness.held()[0], None, "silent for as long as a rank may be");
+    assert_eq!(harness.held()[0], None, "silent for the maximum time");
 }
 
 #[test]

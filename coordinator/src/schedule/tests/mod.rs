@@ -16,7 +16,7 @@ use crate::job::fixture::{JOB, after, commit_next, event, object, state};
 use crate::job::{Cause, Change, JobState};
 use crate::secret::SecretIssuer;
 
-/// An attempt together with its job's state: changes are applied at once, effects are collected.
+/// An attempt together with its job's state: changes are applied immediately, effects are collected.
 struct Harness {
     state: JobState,
     attempt: Attempt,
@@ -112,7 +112,7 @@ impl Harness {
         self.handle(Input::Exited(v1::RankExited { session_id, ..exit })).unwrap();
     }
 
-    /// The chunk that each rank holds.
+    /// The chunk held by each rank.
     fn held(&self) -> Vec<Option<u32>> {
         let chunk = |slot: &Slot| match slot {
             Slot::Up { assignment: Assignment::Chunk(lease), .. } => Some(lease.chunk),

@@ -6,7 +6,7 @@ fn the_rank_that_died_is_blamed_and_not_the_one_that_noticed() {
     let mut harness = Harness::new(0);
     harness.report(0, harness.failure(v1::FailureClass::Internal)).unwrap();
     harness.exit(1, killed(11));
-    assert!(harness.ended.is_none(), "rank 0 still lives");
+    assert!(harness.ended.is_none(), "rank 0 is still alive");
     harness.elapse(1.0);
     harness.exit(0, v1::RankExited { exit_code: Some(1), ..Default::default() });
     let cause = harness.ended.clone().unwrap();
@@ -21,7 +21,7 @@ fn a_failure_that_would_repeat_ends_the_attempt_at_once() {
         harness.report(1, harness.failure(class)).unwrap();
         let stops = harness.effects.iter().filter(|effect| matches!(effect, Effect::Stop { .. })).count();
         assert_eq!(stops, 2, "without waiting for anything");
-        assert!(harness.ended.is_none(), "the ranks' log tails are still to come");
+        assert!(harness.ended.is_none(), "the ranks' log tails have not arrived");
         harness.exit(0, v1::RankExited { log_tail: vec!["of another".into()], ..killed(9) });
         harness.exit(1, killed(9));
         let cause = harness.ended.clone().unwrap();
@@ -164,7 +164,7 @@ fn out_of_memory_is_reported_with_sizes() {
     let memory =
         v1::MemoryShortage { place: "host".into(), limit_bytes: Some(3 << 30), ..Default::default() };
     let mut harness = Harness::new(0);
-    // The echo of the death arrives first.
+    // The echo of the death arrives before the exit.
     harness.report(0, harness.failure(v1::FailureClass::Internal)).unwrap();
     harness.exit(1, v1::RankExited { out_of_memory: true, memory: Some(memory.clone()), ..killed(9) });
     harness.elapse(1.0);
@@ -242,7 +242,10 @@ fn a_chunk_with_a_false_report_goes_to_another_rank() {
         harness.exit(rank, killed(9));
         harness.start(rank);
     }
-    assert!(harness.ended.is_none() && harness.attempt.teardown.is_none(), "the job bears none of it");
+    assert!(
+        harness.ended.is_none() && harness.attempt.teardown.is_none(),
+        "none of it counts against the job"
+    );
     assert!(!harness.state.chunks.contains_key(&0));
     // Without another agent, the job must end eventually.
     harness.no_alternative = true;

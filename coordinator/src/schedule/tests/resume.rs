@@ -3,7 +3,7 @@ use foil_proto::v1::rank_task::Task;
 use super::*;
 use crate::job::RankStarted;
 
-/// An attempt that a new coordinator has adopted, with two processes known from the log.
+/// An attempt adopted by a new coordinator, with two processes known from the log.
 fn adopted(phase: usize) -> Harness {
     let mut state = after(&[], phase);
     for rank in 0..2 {
@@ -71,7 +71,7 @@ fn a_gang_goes_on_whether_or_not_its_ranks_were_launched_before_the_failover() {
         !harness.commands_to("s0").iter().any(|command| matches!(command, Command::Gang(_))),
         "it has its task"
     );
-    // Under a second leader both ranks are in the gang already; the rendezvous is relayed to the one that
+    // Under a second leader, both ranks are already in the gang; the rendezvous is relayed to the rank that
     // reconnects later.
     let mut harness = adopted(0);
     harness.hello(0, Some(Task::Gang(harness.gang_of(0)))).unwrap();
@@ -114,7 +114,7 @@ fn a_process_whose_agent_was_not_heard_is_not_assumed_dead() {
     harness.exit(1, v1::RankExited { signal: Some(9), ..Default::default() });
     harness.elapse(60.0);
     assert!(harness.ended.is_none(), "rank 0 may live");
-    // Its agent registers, and gets the command to stop it again.
+    // Its agent registers and gets the stop command again.
     harness.handle(Input::AgentBack { session: "s0".into() }).unwrap();
     assert!(matches!(harness.effects.last(), Some(Effect::Stop { session, .. }) if session == "s0"));
     harness.exit(0, v1::RankExited { signal: Some(9), ..Default::default() });

@@ -20,7 +20,7 @@ fn reward_step(spec: &mut v1::JobSpec) -> &mut v1::RewardStepSpec {
     spec.reward_step.get_or_insert_default()
 }
 
-/// The state in which `id` is the current phase.
+/// The state in which `id` is the current phase, and that phase.
 fn at(edits: &[Edit], id: &str) -> (JobState, Phase) {
     let index = state(edits).phases.iter().position(|phase| phase.id == id).unwrap();
     let state = after(edits, index);
@@ -39,7 +39,7 @@ fn a_reward_model_trained_once_is_still_measured_on_fresh_samples() {
     let Some(TaskWork::Score(score)) = lease(&state, &phase, 0).unwrap().task.work else { panic!() };
     assert_eq!(score.reward.unwrap().name, "reward@1");
     let (_, generate) = at(edits, "r02.reward.generate");
-    assert_eq!(generate.chunks, 1, "the holdout no_alternative");
+    assert_eq!(generate.chunks, 1, "only the holdout");
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn methods_with_a_reference_get_its_log_probs() {
     assert_eq!(one(task.scores), ("scores/r02.policy.score".to_owned(), vec!["00001".to_owned()]));
     let (state, phase) = at(dpo, "r02.policy.score");
     let Some(TaskWork::Score(score)) = lease(&state, &phase, 2).unwrap().task.work else { panic!() };
-    assert_eq!(one(score.samples).1, ["00002"], "the chunk's own no_alternative");
+    assert_eq!(one(score.samples).1, ["00002"], "only the chunk's own");
     let ids: Vec<String> = ids(dpo).into_iter().filter(|id| id.starts_with("r01.policy")).collect();
     let order = ["generate", "score", "ref_log_probs", "train", "evaluate"];
     assert_eq!(ids, order.map(|work| format!("r01.policy.{work}")));
@@ -193,7 +193,7 @@ fn methods_with_a_reference_get_its_log_probs() {
     assert_eq!(
         names(&ref_log_probs(grpo)),
         (None, Some("policy@1")),
-        "without a KL term nothing but the old policy"
+        "without a KL term, only the old policy"
     );
     let priced: &[Edit] = &[|spec| {
         let step = policy_step(spec);
@@ -211,7 +211,7 @@ fn methods_with_a_reference_get_its_log_probs() {
     );
 }
 
-/// A job with as many chunks in a phase as a plan may have, at the phase `id`.
+/// A job with the maximum number of chunks in a phase, at the phase `id`.
 fn largest(edits: &[Edit], id: &str) -> (JobState, Phase) {
     let mut submitted = submitted(edits);
     for set in submitted.datasets.iter_mut().filter(|set| set.name == "prompts") {
@@ -262,6 +262,6 @@ fn a_task_fits_its_message_at_the_largest_plan() {
     let Some(TaskWork::TrainPolicy(work)) = &task.work else { panic!() };
     let parts = [work.samples.as_ref(), work.scores.as_ref(), work.ref_log_probs.as_ref()];
     let size: usize = parts.into_iter().map(size_at_most).sum();
-    assert!(size > REPORT_BYTES * 2, "more than what workers may send: it is not told again");
+    assert!(size > REPORT_BYTES * 2, "larger than workers may send, so it is not repeated");
     assert!(size < COMMAND_BYTES / 4 * 3, "{size} bytes");
 }

@@ -1,4 +1,4 @@
-//! The calls of MLflow's REST API 2.0 that deliver a run.
+//! The calls of MLflow's REST API 2.0 used to deliver a run.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::lease::Lease;
 
 const NAME: &str = "MLflow";
 const CREDENTIAL_ADVICE: &str = "check MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and _PASSWORD, in the coordinator's environment";
-/// The tag by which a run is found again.
+/// The tag that identifies a job's run.
 pub(super) const JOB_TAG: &str = "foil.job_id";
 
 /// An MLflow server. Cheap to clone.
@@ -23,7 +23,7 @@ pub(in crate::trackers) struct Api {
     pub(super) default_experiment: String,
 }
 
-/// A run as the server has it.
+/// A run as stored on the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct FoundRun {
     pub(super) id: String,
@@ -31,7 +31,7 @@ pub(super) struct FoundRun {
     pub(super) has_params: bool,
     /// The last step of each metric.
     pub(super) latest: BTreeMap<String, i64>,
-    /// None if the server does not take the run's artifacts.
+    /// None if the server does not accept the run's artifacts.
     pub(super) tables: Option<Tables>,
 }
 
@@ -49,7 +49,7 @@ impl Api {
         self.server.send(request, lease).await
     }
 
-    /// The body of a good answer.
+    /// The body of a successful response.
     fn good(&self, answer: Answer) -> Result<Value, Failure> {
         match answer.status {
             StatusCode::OK => Ok(answer.body),
@@ -62,7 +62,7 @@ impl Api {
         self.good(answer)
     }
 
-    /// The id of an experiment, which is made if there is none of this name.
+    /// The id of an experiment, which is created if none has this name.
     pub(super) async fn experiment(&self, name: &str, lease: &Lease) -> Result<String, Failure> {
         for _ in 0..2 {
             let query = [("experiment_name", name)];
@@ -80,7 +80,7 @@ impl Api {
             }
             let create = self.server.post(&self.at("experiments/create"), &json!({ "name": name }));
             let made = self.send(create, lease).await?;
-            // Another may have made it meanwhile.
+            // Another client may have created it in the meantime.
             if !has_code(&made, "RESOURCE_ALREADY_EXISTS") {
                 return text(&self.good(made)?, "experiment_id");
             }
@@ -102,7 +102,7 @@ impl Api {
     ) -> Result<Vec<String>, Failure> {
         let body = json!({
             "experiment_ids": [experiment],
-            // Ids of jobs have no quotes.
+            // Job ids contain no quotes.
             "filter": format!("tags.`{JOB_TAG}` = '{job}'"),
             "run_view_type": "ALL",
             "max_results": 20,
@@ -134,14 +134,14 @@ impl Api {
         self.post("runs/update", body, lease).await.map(drop)
     }
 
-    /// Stores a file among the artifacts that the server keeps, in place of one that is there.
+    /// Stores a file among the artifacts that the server keeps, replacing any existing one.
     pub(super) async fn put_artifact(&self, path: &str, body: &Value, lease: &Lease) -> Result<(), Failure> {
         let url = format!("{}/api/2.0/mlflow-artifacts/artifacts/{path}", self.url);
         let answer = self.send(self.server.put(&url, body), lease).await?;
         self.good(answer).map(drop)
     }
 
-    /// The address of a run's page.
+    /// The URL of a run's page.
     pub(super) fn page(&self, experiment: &str, run: &str) -> String {
         format!("{}/#/experiments/{experiment}/runs/{run}", self.url)
     }
@@ -150,7 +150,7 @@ impl Api {
 fn parse_run(id: &str, run: &Value) -> Result<FoundRun, Failure> {
     let metrics = run["data"]["metrics"].as_array().map(Vec::as_slice).unwrap_or_default();
     let step = |metric: &Value| {
-        // 64-bit numbers may be texts in protobuf's JSON.
+        // Protobuf's JSON may encode 64-bit numbers as strings.
         let step = &metric["step"];
         let step = step.as_i64().or_else(|| step.as_str()?.parse().ok()).unwrap_or_default();
         Some((metric["key"].as_str()?.to_owned(), step))

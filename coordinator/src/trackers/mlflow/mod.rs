@@ -1,9 +1,9 @@
 //! Runs of an MLflow tracking server.
 //!
-//! The server is asked what it has: it knows a run by the job's id in a tag, and the last step of each of its
-//! metrics. Points of a metric are sent in the order of their steps, one request at a time, so that
-//! everything up to that last step has arrived. After a failure, or in a new leader, it is asked again. A
-//! request that was given up may arrive late; the same points have the same times whoever sends them, and
+//! The server is asked what it has: it identifies a run by the job's id in a tag, and knows the last step of
+//! each of the run's metrics. Points of a metric are sent in step order, one request at a time, so everything
+//! up to that last step has arrived. After a failure, or under a new leader, the server is asked again. An
+//! abandoned request may arrive late. The same points have the same times whichever leader sends them, and
 //! MLflow's database keeps one of equal points. Completions are [`tables`] among the run's artifacts.
 
 mod api;
@@ -28,7 +28,7 @@ use super::source::Ending;
 use crate::lease::Lease;
 use crate::tenant::DEFAULT_TENANT;
 
-/// MLflow's limits of a request, and of the texts in it; older servers take shorter ones.
+/// MLflow's limits of a request and of the texts in it; older servers accept shorter texts.
 const BATCH_POINTS: usize = 1000;
 const BATCH_PARAMS: usize = 100;
 const PARAM_BYTES: usize = 500;
@@ -42,15 +42,15 @@ pub(super) struct Run {
     id: String,
     /// The last step of each metric that has arrived.
     latest: BTreeMap<String, i64>,
-    /// None if the server does not take the run's artifacts.
+    /// None if the server does not accept the run's artifacts.
     tables: Option<Tables>,
-    /// Why a table was not taken. No metric waits for it: the run is told to be incomplete at the job's end,
-    /// and the next try begins with that table.
+    /// Why a table was not accepted. Metrics do not wait for it: the delivery fails at the job's end, and
+    /// the next attempt begins with that table.
     untaken: Option<Failure>,
 }
 
 impl Run {
-    /// Finds the job's run, or makes it.
+    /// Finds the job's run, or creates it.
     pub(super) async fn open(api: Api, job: &JobFacts, lease: &Lease) -> Result<Self, Failure> {
         let name = experiment_name(&api.default_experiment, job);
         let experiment = api.experiment(&name, lease).await?;
@@ -73,12 +73,12 @@ impl Run {
         Ok(run)
     }
 
-    /// The address of its page.
+    /// The URL of the run's page.
     pub(super) fn page(&self) -> String {
         self.api.page(&self.experiment, &self.id)
     }
 
-    /// Parameters never change, so the same again is fine.
+    /// Parameters never change, so sending them again is harmless.
     async fn log_params(&self, job: &JobFacts, lease: &Lease) -> Result<(), Failure> {
         let settings = settings::flat(&job.spec);
         let params: Vec<Value> = settings
@@ -91,7 +91,7 @@ impl Run {
         Ok(())
     }
 
-    /// Sends what has not arrived of a batch; the end of the job last.
+    /// Sends the parts of a batch that have not arrived; the end of the job comes last.
     pub(super) async fn send(&mut self, batch: &Batch, lease: &Lease) -> Result<(), Failure> {
         let missing: Vec<&Point> = batch.points.iter().filter(|point| self.lacks(point)).collect();
         for points in missing.chunks(BATCH_POINTS) {
@@ -109,9 +109,9 @@ impl Run {
         self.untaken.take().map_or(Ok(()), Err)
     }
 
-    /// Whether the completions of a round can be sent, and have not arrived.
+    /// Whether the completions of a round can be sent and have not arrived.
     pub(super) fn lacks_completions(&self, round: u32) -> bool {
-        // Their order is kept, because only the last round that has arrived is known.
+        // They are sent in order, because only the last round that has arrived is known.
         self.untaken.is_none() && self.tables.as_ref().is_some_and(|tables| tables.lacks(round))
     }
 
@@ -156,8 +156,8 @@ impl Run {
     }
 }
 
-/// The job's run on the server. If a creation that was given up arrived late there are two, of which the one
-/// that has metrics is the run.
+/// The job's run on the server. If an abandoned creation request arrived late, there are two runs, and the
+/// one with metrics counts.
 async fn find(
     api: &Api,
     experiment: &str,
@@ -175,7 +175,7 @@ async fn find(
     Ok(first)
 }
 
-/// Tenants share the server, and so they have experiments of their own.
+/// Tenants share the server, so each has its own experiments.
 fn experiment_name(default: &str, job: &JobFacts) -> String {
     let name = job.experiment.as_deref().unwrap_or(default);
     match job.tenant.as_str() {

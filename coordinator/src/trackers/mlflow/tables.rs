@@ -1,9 +1,9 @@
-//! Completions of a round as a table among a run's artifacts, in the form that `mlflow.log_table` gives them
-//! and that MLflow's pages show.
+//! Completions of a round as a table among a run's artifacts, in the format of `mlflow.log_table`, which
+//! MLflow's pages display.
 //!
-//! A round has a file of its own, whose bytes follow from the job's results: sent again after a failure, it
-//! is the same file. The last round that has arrived stands in a tag, as MLflow knows the last step of a
-//! metric.
+//! Each round has its own file, whose bytes follow from the job's results, so resending it after a failure
+//! yields the same file. A tag stores the last round that has arrived, analogous to the last step of a metric
+//! in MLflow.
 
 use std::collections::BTreeMap;
 
@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 use super::super::samples::{self, Completions};
 use super::TAG_BYTES;
 
-/// The tag by which MLflow's pages know of tables.
+/// The tag in which MLflow's pages look up tables.
 pub(super) const LISTED_TAG: &str = "mlflow.loggedArtifacts";
 /// The last round whose table has arrived.
 pub(super) const ROUND_TAG: &str = "foil.completions_round";
-/// Scheme of artifacts that the tracking server takes and stores itself.
+/// Scheme of artifacts that are uploaded to and stored by the tracking server itself.
 const PROXIED: &str = "mlflow-artifacts:";
 /// Folder of the tables among the run's artifacts.
 const FOLDER: &str = "completions";
@@ -27,13 +27,13 @@ const MAX_PATH_BYTES: usize = 1024;
 pub(super) struct Tables {
     /// Path of the run's artifacts on the server, without a '/' at either end.
     root: String,
-    /// The entries of the tag of tables, in their order.
+    /// The entries of the tag that lists tables, in order.
     listed: Vec<Value>,
     last_round: Option<u32>,
 }
 
 impl Tables {
-    /// None where the run's artifacts are in a store that only MLflow's clients can write to.
+    /// None if the run's artifacts are in a store that only MLflow's clients can write to.
     pub(super) fn of_run(artifact_uri: &str, tags: &BTreeMap<String, String>) -> Option<Self> {
         let listed = tags.get(LISTED_TAG).and_then(|tag| serde_json::from_str(tag).ok());
         let last_round = tags.get(ROUND_TAG).and_then(|round| round.parse().ok());
@@ -49,14 +49,14 @@ impl Tables {
         format!("{}/{}", self.root, file(round))
     }
 
-    /// Takes note that a round's table has arrived; gives the tags that say so.
+    /// Records that a round's table has arrived; returns the tags to set.
     pub(super) fn arrived(&mut self, round: u32) -> [(&'static str, String); 2] {
         self.last_round = Some(round);
         let entry = json!({ "path": file(round), "type": "table" });
         if !self.listed.contains(&entry) {
             self.listed.push(entry);
         }
-        // A tag has a size limit, so only the last rounds are listed; the files of the others stay.
+        // A tag has a size limit, so only the last rounds are listed; the files of the other rounds remain.
         let is_own = |entry: &Value| entry["path"].as_str().is_some_and(|path| path.starts_with(FOLDER));
         while tag_of(&self.listed).len() > TAG_BYTES {
             let Some(first) = self.listed.iter().position(is_own) else { break };
@@ -74,10 +74,10 @@ fn file(round: u32) -> String {
     format!("{FOLDER}/round-{round:04}.json")
 }
 
-/// The path of artifacts that are reached through the tracking server, as `mlflow-artifacts:/0/ID/artifacts`.
+/// The path of artifacts served by the tracking server, such as `mlflow-artifacts:/0/ID/artifacts`.
 fn root(artifact_uri: &str) -> Option<String> {
     let path = artifact_uri.strip_prefix(PROXIED)?;
-    // After two slashes and no third comes another server's name.
+    // Two slashes without a third precede another server's name.
     let path = match path.strip_prefix("//") {
         Some(rest) => rest.strip_prefix('/')?,
         None => path,
@@ -88,7 +88,8 @@ fn root(artifact_uri: &str) -> Option<String> {
     (path.len() <= MAX_PATH_BYTES && path.split('/').all(is_name)).then(|| path.to_owned())
 }
 
-/// The table of a round: a row for each completion, as pandas writes a frame in the orientation `split`.
+/// The table of a round, with one row per completion, as pandas serializes a frame with the orientation
+/// `split`.
 pub(super) fn table(completions: &Completions) -> Value {
     let rows = completions.rows.iter().flat_map(|row| {
         let prompt = samples::prompt(row);
@@ -147,7 +148,7 @@ mod tests {
             assert!(listed.len() <= TAG_BYTES && listed.contains(&format!("round-{round:04}.json")));
             assert!(listed.contains("eval.json"));
         }
-        // A later session reads these back.
+        // A later session reads these tags back.
         let [(_, listed), (_, round)] = tables.arrived(999);
         let tags = BTreeMap::from([(LISTED_TAG.to_owned(), listed), (ROUND_TAG.to_owned(), round)]);
         assert_eq!(Tables::of_run("mlflow-artifacts:/0/a/artifacts", &tags), Some(tables));

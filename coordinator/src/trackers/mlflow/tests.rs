@@ -1,4 +1,4 @@
-//! Delivery of a run to a server that fails midway; every request is recorded.
+//! Delivery of a run to a server that fails partway; every request is recorded.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,26 +17,26 @@ use crate::job::fixture;
 /// How a request fails.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fault {
-    /// It is answered by 503.
+    /// The server answers with 503.
     Refused,
-    /// It takes effect, and its answer is lost.
+    /// The request takes effect, but its response is lost.
     Unanswered,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Tags and values as they came, also those that came twice.
+    /// Tags and values as received, including duplicates.
     tags: Vec<(String, String)>,
     metrics: Vec<(String, i64)>,
     statuses: Vec<Value>,
     tables: Vec<(String, Value)>,
     has_run: bool,
-    /// The next request whose path ends so, after this many others of it, fails.
+    /// The request to fail: by the end of its path, after this many others with the same end.
     fault: Option<(&'static str, usize, Fault)>,
 }
 
 impl State {
-    /// The fault of this request.
+    /// The fault to apply to this request.
     fn fault(&mut self, path: &str) -> Option<Fault> {
         let (_, left, fault) = self.fault.as_mut().filter(|(end, ..)| path.ends_with(*end))?;
         match left.checked_sub(1) {
@@ -149,7 +149,7 @@ impl Server {
     }
 }
 
-/// Two metrics of so many steps, in the order of steps.
+/// Two metrics for each of these steps, in step order.
 fn points(steps: std::ops::RangeInclusive<u64>) -> Vec<Point> {
     let point = |key: &str, step| Point { key: key.into(), step, value: 0.5, at: 1000 * step };
     steps.flat_map(|step| [point("loss", step), point("kl", step)]).collect()
@@ -270,7 +270,7 @@ async fn metrics_do_not_wait_for_a_table_that_is_not_taken_and_the_next_try_send
     server.send(&mut run, &batch(2)).await.unwrap();
     let failure = server.send(&mut run, &ending(Ending::Succeeded)).await.unwrap_err();
     assert!(failure.why.starts_with("completions of round 1 on: MLflow answers 503"), "{failure}");
-    assert!(server.state.lock().unwrap().tables.is_empty(), "their order is kept");
+    assert!(server.state.lock().unwrap().tables.is_empty(), "their order is preserved");
     let mut run = server.open().await;
     for batch in [batch(1), batch(2), ending(Ending::Succeeded)] {
         server.send(&mut run, &batch).await.unwrap();

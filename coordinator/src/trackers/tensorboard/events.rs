@@ -1,5 +1,5 @@
-//! Events of TensorBoard's files, and their framing: TFRecord, where each record has its length and masked
-//! CRC-32C checksums of the length and of the data.
+//! Events of TensorBoard's files, and their framing: in a TFRecord file, each record carries its length and
+//! masked CRC-32C checksums of the length and the data.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,7 @@ const END_TAG: &str = "_hparams_/session_end_info";
 pub(super) struct EventFile(Vec<u8>);
 
 impl EventFile {
-    /// A file begun at `at`, in milliseconds since the Unix epoch.
+    /// A file that begins at `at`, in milliseconds since the Unix epoch.
     pub(super) fn new(at: u64) -> Self {
         let mut file = Self(Vec::new());
         let source_metadata = Some(SourceMetadata { writer: "foil".to_owned() });
@@ -49,13 +49,13 @@ impl EventFile {
         self.push(&Event { wall_time: seconds(at), step, summary, ..Event::default() });
     }
 
-    /// Scalars; those of one step that follow each other share an event.
+    /// Adds scalars; consecutive ones of the same step share an event.
     pub(super) fn scalars(&mut self, points: &[Point]) {
         for group in points.chunk_by(|a, b| (a.step, a.at) == (b.step, b.at)) {
             let scalar = |point: &Point| Value {
                 tag: point.key.to_string(),
                 metadata: None,
-                // TensorBoard's scalars are of single precision.
+                // TensorBoard's scalars are single precision.
                 content: Some(Content::SimpleValue(point.value as f32)),
             };
             let summary = Some(Summary { value: group.iter().map(scalar).collect() });
@@ -64,7 +64,7 @@ impl EventFile {
         }
     }
 
-    /// A text in Markdown.
+    /// Adds a text in Markdown.
     pub(super) fn text(&mut self, tag: &str, at: u64, step: u64, text: String) {
         let tensor = TensorProto {
             dtype: DT_STRING,
@@ -105,7 +105,7 @@ impl EventFile {
         );
     }
 
-    /// The job's settings, for the table of hyperparameters.
+    /// Adds the job's settings, for the table of hyperparameters.
     pub(super) fn hparams(&mut self, at: u64, settings: &BTreeMap<String, serde_json::Value>) {
         let hparams = settings.iter().map(|(name, value)| (name.clone(), Hparam { kind: Some(kind(value)) }));
         let session_start_info =
@@ -158,7 +158,7 @@ fn plugin(name: &str, content: Vec<u8>) -> Option<SummaryMetadata> {
     Some(SummaryMetadata { plugin_data: Some(PluginData { plugin_name: name.to_owned(), content }) })
 }
 
-/// A text that Markdown shows as it is: a block of four spaces.
+/// A text that Markdown renders verbatim, as a block indented by four spaces.
 pub(super) fn literal(text: &str) -> String {
     let mut shown = String::with_capacity(text.len() + 64);
     for line in text.split('\n') {
@@ -184,7 +184,7 @@ fn masked_crc(bytes: &[u8]) -> u32 {
 mod tests {
     use super::*;
 
-    /// The records of a file, whose framing is checked.
+    /// The records of a file, with their framing checked.
     fn records(mut bytes: &[u8]) -> Vec<Event> {
         let mut events = Vec::new();
         while !bytes.is_empty() {

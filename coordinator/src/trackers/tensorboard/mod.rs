@@ -1,8 +1,8 @@
-//! TensorBoard's event files, beside a job's artifacts in the store.
+//! TensorBoard's event files, stored next to a job's artifacts.
 //!
-//! A batch is a file. Files are numbered by small entries that are created once; an entry names its file, and
-//! the place in the job's log up to which the files go. So a new leader continues where the last entry ends,
-//! and of two leaders only one makes the next entry: nothing is there twice, and nothing is missing.
+//! Each batch is one file. Files are numbered by small entries that are created only once. An entry names its
+//! file and the position in the job's log up to which the files go. So a new leader continues where the last
+//! entry ends, and only one of two leaders can create the next entry: nothing is duplicated or missing.
 
 mod events;
 mod messages;
@@ -22,14 +22,14 @@ use super::settings;
 use super::source::Cursor;
 use crate::lease::Lease;
 
-/// Number of files that are told at a time.
+/// Maximum number of files listed at a time.
 const FILES: usize = 200;
 const CONCURRENT_READS: usize = 8;
 
 /// An entry of the list of files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry {
-    /// The place in the job's log after this file.
+    /// The position in the job's log after this file.
     after: Cursor,
     name: String,
     key: String,
@@ -47,7 +47,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Finds out how far the files go.
+    /// Finds the position up to which files have been written.
     pub(super) async fn open(store: Store, job: &JobFacts) -> Result<(Self, Cursor), Failure> {
         let prefix = prefix(&job.id, Tracker::TensorBoard);
         let entries = keys(&store, &prefix).await.map_err(|error| own(&error))?;
@@ -58,7 +58,7 @@ impl Writer {
         Ok((Self { store, prefix, next: entries.len() }, cursor))
     }
 
-    /// Writes a file; `after` is the place in the job's log after the batch.
+    /// Writes a file; `after` is the position in the job's log after the batch.
     pub(super) async fn write(
         &mut self,
         job: &JobFacts,
@@ -90,7 +90,7 @@ impl Writer {
         let bytes =
             serde_json::to_vec(entry).map_err(|error| Failure::new(FailureKind::Own, error.to_string()))?;
         let put = self.store.create(&key, bytes).await.map_err(|error| own(&error))?;
-        // The answer to an earlier try may have been lost.
+        // The response to an earlier attempt may have been lost.
         if put == Put::Created || read(&self.store, &key).await? == *entry {
             return Ok(());
         }
@@ -98,7 +98,7 @@ impl Writer {
     }
 }
 
-/// The event files of a job after the first `skip`.
+/// A job's event files, starting after the first `skip`.
 pub(super) async fn files(store: &Store, job: &str, skip: usize) -> Result<Vec<v1::Object>, StoreError> {
     let keys = keys(store, &prefix(job, Tracker::TensorBoard)).await?;
     let keys = keys.into_iter().skip(skip).take(FILES);
@@ -151,7 +151,7 @@ fn encode(job: &JobFacts, batch: &Batch, is_first: bool) -> Vec<u8> {
     file.scalars(&batch.points);
     if let Some(completions) = &batch.completions {
         for (index, row) in completions.rows.iter().enumerate() {
-            // A prompt has its tag, so that its completions can be followed over the rounds.
+            // Each prompt has its own tag, so that its completions can be compared across rounds.
             let (tag, text) = (format!("completions/{index}"), literal(&samples::text(row)));
             file.text(&tag, completions.at, completions.round.into(), text);
         }
@@ -197,7 +197,7 @@ mod tests {
         first.write(&job, &batch(1), at(1), &lease).await.unwrap();
         first.write(&job, &Batch::default(), at(2), &lease).await.unwrap();
         let (mut second, cursor) = Writer::open(store.clone(), &job).await.unwrap();
-        assert_eq!(cursor, at(1), "what has nothing to show has no file");
+        assert_eq!(cursor, at(1), "a batch with nothing to show has no file");
         second.write(&job, &batch(2), at(2), &lease).await.unwrap();
         let lost = first.write(&job, &batch(3), at(3), &lease).await.unwrap_err();
         assert_eq!(lost.kind, FailureKind::Obsolete);

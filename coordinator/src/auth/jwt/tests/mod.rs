@@ -88,7 +88,7 @@ impl Signer {
         format!("{message}.{signature}")
     }
 
-    /// A token of these claims by the key of this id.
+    /// A token with these claims, signed by the key of this id.
     fn issue(&self, id: &str, claims: &Value) -> String {
         self.token(&json!({ "alg": self.algorithm(), "kid": id, "typ": "JWT" }), claims)
     }
@@ -172,7 +172,7 @@ async fn a_token_of_each_algorithm_names_its_principal() {
             expires: Some(UNIX_EPOCH + Duration::from_secs(NOW + 600)),
         };
         assert_eq!(ada, expected, "{}", signer.algorithm());
-        // A changed bit of the claims or of the signature.
+        // A flipped bit in the claims or in the signature.
         let (message, signature) = token.rsplit_once('.').unwrap();
         let (header, _) = message.split_once('.').unwrap();
         let mut admin = claims();
@@ -184,7 +184,7 @@ async fn a_token_of_each_algorithm_names_its_principal() {
         let broken = format!("{message}.{}", base64(broken));
         assert!(fixture.verify(&broken).await.unwrap_err().contains("signature"));
     }
-    // Without a key id the only key of the algorithm is meant.
+    // Without a key id, the only key of the algorithm is used.
     let unnamed = signers[1].token(&json!({ "alg": "ES256" }), &claims());
     fixture.verify(&unnamed).await.unwrap();
     let ambiguous = Fixture::new(&[signers[1].jwk("a"), Signer::p256().jwk("b")]);

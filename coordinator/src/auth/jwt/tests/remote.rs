@@ -14,7 +14,7 @@ use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
 use super::*;
 
-/// A server that answers with what `body` holds at the time, by TLS if it has an acceptor; counts its
+/// A server that answers with the current value of `body`, over TLS if it has an acceptor, and counts its
 /// answers.
 async fn key_server(body: Arc<Mutex<String>>, tls: Option<TlsAcceptor>) -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -29,7 +29,7 @@ async fn key_server(body: Arc<Mutex<String>>, tls: Option<TlsAcceptor>) -> (Stri
             match &tls {
                 None => answer(stream, &text, &counted).await,
                 Some(tls) => {
-                    // A client that does not trust the certificate ends the handshake.
+                    // A client that does not trust the certificate aborts the handshake.
                     let Ok(stream) = tls.accept(stream).await else { continue };
                     answer(stream, &text, &counted).await;
                 }
@@ -50,7 +50,8 @@ async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, body: &str, ans
     let _ = stream.shutdown().await;
 }
 
-/// A CA, whose certificate is written to `path`, and the TLS of a server at `localhost` that it has signed.
+/// A CA whose certificate is written to `path`, and the TLS acceptor of a server at `localhost` with a
+/// certificate that it signed.
 fn private_ca(path: &Path) -> TlsAcceptor {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -93,15 +94,18 @@ async fn keys_of_a_private_ca_are_fetched_by_tls_and_rotate() {
     *body.lock().unwrap() = set(&[new.jwk("new")]);
     verifier.rewind_fetch().await;
     verifier.verify(&of_new, now()).await.unwrap();
-    assert!(verifier.verify(&of_old, now()).await.unwrap_err().contains("no such key"), "it was withdrawn");
+    assert!(
+        verifier.verify(&of_old, now()).await.unwrap_err().contains("no such key"),
+        "the key was withdrawn"
+    );
     assert_eq!(answers.load(Ordering::SeqCst), 2);
 
-    // The system's CAs and another private one have not signed this server's certificate.
+    // Neither the system's CAs nor another private CA signed this server's certificate.
     for ca in [None, Some(&*other)] {
         assert!(with_ca(ca).verify(&of_new, now()).await.is_err(), "{ca:?}");
     }
-    assert_eq!(answers.load(Ordering::SeqCst), 2, "nothing is asked of a stranger");
-    // A renewed CA counts from the next fetch on.
+    assert_eq!(answers.load(Ordering::SeqCst), 2, "an untrusted server gets no request");
+    // A renewed CA takes effect with the next fetch.
     let verifier = with_ca(Some(&other));
     verifier.verify(&of_new, now()).await.unwrap_err();
     fs::copy(&ca, &other).unwrap();
@@ -132,7 +136,7 @@ async fn keys_behind_a_url_rotate_and_unknown_ones_cause_no_flood() {
     let (url, answers) = key_server(Arc::clone(&body), None).await;
     let fetched = || answers.load(Ordering::SeqCst);
     let verifier = start(&config(KeySource::Url(url))).unwrap();
-    assert_eq!(fetched(), 0, "nothing before the first token");
+    assert_eq!(fetched(), 0, "no fetch before the first token");
     for _ in 0..3 {
         verifier.verify(&old.issue("old", &claims()), now()).await.unwrap();
     }
@@ -146,7 +150,7 @@ async fn keys_behind_a_url_rotate_and_unknown_ones_cause_no_flood() {
     verifier.rewind_fetch().await;
     verifier.verify(&new.issue("new", &claims()), now()).await.unwrap();
     assert_eq!(fetched(), 2);
-    assert!(verifier.verify(&old.issue("old", &claims()), now()).await.is_err(), "it was withdrawn");
+    assert!(verifier.verify(&old.issue("old", &claims()), now()).await.is_err(), "the key was withdrawn");
     // An unreadable set of keys changes nothing.
     for broken in ["nonsense".to_owned(), "x".repeat(300 << 10)] {
         *body.lock().unwrap() = broken;

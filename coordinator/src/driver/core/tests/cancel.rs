@@ -1,4 +1,4 @@
-//! A job can be canceled at any time: its ranks are gone, and its devices free.
+//! A job can be canceled at any time: its ranks exit and its devices are freed.
 
 use super::releases::free;
 use super::*;
@@ -14,7 +14,7 @@ fn until(simulator: &mut Simulator, what: &str, there: impl Fn(&Simulator) -> bo
     panic!("never {what}");
 }
 
-/// Cancels the job and checks what becomes of it; `what` is what it was doing.
+/// Cancels the job and checks the outcome; `what` describes what it was doing.
 fn cancel(simulator: &mut Simulator, what: &str) {
     assert!(simulator.core.cancel(JOB, simulator.now));
     simulator.flush();
@@ -36,7 +36,7 @@ fn phase_is_gang(simulator: &Simulator) -> bool {
     simulator.state().phase().is_some_and(|phase| phase.work.is_gang())
 }
 
-/// Tasks of the current phase that ranks have.
+/// Number of tasks of the current phase that ranks work on.
 fn tasks(simulator: &Simulator) -> usize {
     let phase = simulator.state().phase().map(|phase| phase.id.to_string()).unwrap_or_default();
     let of = |task: &v1::RankTask| match &task.task {
@@ -55,7 +55,7 @@ fn tasks(simulator: &Simulator) -> usize {
 fn before_it_has_devices() {
     let mut simulator = Simulator::new(3);
     assert!(simulator.core.cancel(JOB, simulator.now));
-    assert_eq!(simulator.state().status.name(), "cancelled", "at once");
+    assert_eq!(simulator.state().status.name(), "cancelled", "canceled immediately");
     simulator.flush();
     until(&mut simulator, "connected", |simulator| simulator.agents.values().all(Option::is_some));
     for _ in 0..200 {
@@ -80,7 +80,7 @@ fn while_its_ranks_start() {
 fn in_the_middle_of_a_rendezvous() {
     let mut simulator = Simulator::new(5);
     until(&mut simulator, "in a gang", |simulator| phase_is_gang(simulator) && tasks(simulator) == 2);
-    // Rank 0 has offered its address, and the other one has not come.
+    // Rank 0 has offered its address, and the other rank has not connected yet.
     let (session, run) = simulator
         .ranks
         .iter()
@@ -117,7 +117,7 @@ fn while_it_recovers_and_after_a_failover() {
         until(&mut simulator, "working", |simulator| simulator.state().committed.len() as u64 >= seed);
         simulator.restart();
         assert_eq!(simulator.core.attempts().len(), 1, "its ranks continue");
-        // Before any agent has come back.
+        // Before any agent has reconnected.
         cancel(&mut simulator, "right after a failover");
     }
     for seed in 1..10 {
@@ -145,5 +145,5 @@ fn while_it_waits_for_devices_again() {
     simulator.restart();
     assert_eq!(simulator.state().status.name(), "recovering");
     assert!(simulator.core.cancel(JOB, simulator.now));
-    assert_eq!(simulator.state().status.name(), "cancelled", "at once");
+    assert_eq!(simulator.state().status.name(), "cancelled", "canceled immediately");
 }

@@ -1,4 +1,4 @@
-//! Deletion of jobs and what protects from it.
+//! Deletion of jobs and what protects against it.
 
 use super::*;
 use crate::job::{GarbageSet, TOMBSTONES_KEPT, Tombstone};
@@ -11,7 +11,7 @@ fn child(request: &str) -> Submitted {
     let mut submitted = submitted(&[|spec| {
         let policy = spec.policy.get_or_insert_default();
         (policy.model, policy.init) = (format!("job:{JOB}/policy@1"), "weights".to_owned());
-        // More than there are, so that it stays in the queue.
+        // More ranks than there are devices, so that the job stays in the queue.
         spec.resources.get_or_insert_default().ranks = Some(64);
     }]);
     submitted.request_id = request.into();
@@ -20,7 +20,7 @@ fn child(request: &str) -> Submitted {
 }
 
 impl Simulator {
-    /// Takes the output and returns what is to be erased.
+    /// Takes the output and returns what is to be deleted.
     fn erasures(&mut self) -> Vec<GarbageSet> {
         let outbox = self.core.drain().unwrap();
         self.log.extend(outbox.events);
@@ -58,13 +58,13 @@ fn a_job_is_kept_while_another_starts_from_it_and_what_that_one_inherits_for_lon
     simulator.core.delete(JOB, "alice", now).unwrap();
     let erasures = simulator.erasures();
     let [garbage] = erasures.as_slice() else { panic!("{erasures:?}") };
-    assert!(!garbage.is_garbage(INHERITED), "j2 still names it");
+    assert!(!garbage.is_garbage(INHERITED), "j2 still refers to it");
     assert!(garbage.is_garbage(&format!("jobs/{JOB}/data/sft.jsonl")));
     assert!(!garbage.is_garbage("jobs/j10/data/sft.jsonl") && !garbage.is_garbage("inputs/other"));
     let core = &simulator.core;
     assert!(core.state(JOB).is_none() && !core.order().contains(&JOB.to_owned()));
     assert!(core.is_referenced(INHERITED) && core.is_referenced("inputs/other"));
-    assert!(!core.is_referenced("inputs/config.json"), "only the deleted job named it");
+    assert!(!core.is_referenced("inputs/config.json"), "only the deleted job referred to it");
     assert_eq!(core.tombstone(JOB).map(|tombstone| tombstone.by.as_str()), Some("alice"));
 
     assert_eq!(core.refusal(&child("r3")), Some(Refusal::OriginDeleted { job: JOB.into() }));
@@ -73,7 +73,7 @@ fn a_job_is_kept_while_another_starts_from_it_and_what_that_one_inherits_for_lon
     assert_eq!(simulator.core.delete(JOB, "", now), Err(DeleteError::NoJob));
 
     simulator.core.delete("j2", "", now).unwrap();
-    assert!(!simulator.core.is_referenced(INHERITED), "nobody names it any more");
+    assert!(!simulator.core.is_referenced(INHERITED), "no job refers to it any more");
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn a_later_leader_goes_on_with_a_deletion_until_the_objects_are_gone() {
         assert!(erases(&mut core));
         assert!(core.find_request("default", "r1").is_none() && core.refusal(&submitted(&[])).is_some());
         core.submit(JOB, submitted(&[]), simulator.now);
-        assert!(core.drain().is_err(), "an id is never used again");
+        assert!(core.drain().is_err(), "an id is never reused");
     }
     simulator.core.erased(JOB, simulator.now);
     simulator.core.erased(JOB, simulator.now);
@@ -157,7 +157,7 @@ fn the_number_of_tombstones_is_bounded() {
     }
 }
 
-/// A job with a TTL of an hour, canceled at once.
+/// A job with a TTL of an hour, canceled immediately.
 fn expiring(simulator: &mut Simulator, id: &str, origin: Option<&str>) {
     let mut submitted = submitted(&[|spec| spec.ttl_after_finished = "1h".to_owned()]);
     submitted.request_id = format!("request-{id}");
@@ -188,7 +188,7 @@ fn a_job_is_deleted_when_its_ttl_is_over_and_kept_while_something_holds_it() {
         Now { mono: started.mono + later, wall: started.wall + milliseconds }
     };
     let kept = |core: &Core| core.order()[1..].to_vec();
-    // Times count by the log, whichever coordinator leads.
+    // TTLs are measured by the log's times, whichever coordinator leads.
     for mut core in
         [simulator.replayed(simulator.log.clone()), simulator.replayed(compact_events(simulator.log.clone()))]
     {
@@ -212,7 +212,7 @@ fn a_job_is_deleted_when_its_ttl_is_over_and_kept_while_something_holds_it() {
         core.unpin("pinned", "", at(3_606_000)).unwrap();
         core.cancel("live", at(3_606_000));
         core.tick(at(3_609_999));
-        assert_eq!(kept(&core).len(), 3, "it looks every five seconds");
+        assert_eq!(kept(&core).len(), 3, "the check runs every five seconds");
         core.tick(at(3_610_000));
         assert_eq!(kept(&core), ["live"], "it has no TTL of its own");
     }

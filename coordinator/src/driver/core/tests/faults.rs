@@ -1,4 +1,4 @@
-//! Faults change neither what is committed nor what a compacted log replays to.
+//! Faults affect neither what is committed nor what a compacted log replays to.
 
 use super::*;
 
@@ -58,7 +58,7 @@ fn the_same_artifacts_are_committed_whatever_fails() {
     }
     assert!(
         deaths > 100 && restarts > 50 && attempts.len() > 2,
-        "{deaths} deaths, {restarts} restarts: too calm"
+        "only {deaths} deaths and {restarts} restarts"
     );
     assert!(failed < 40, "{failed} of 120 jobs were given up");
 }

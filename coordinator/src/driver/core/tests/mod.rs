@@ -1,5 +1,5 @@
-//! A seeded simulation of the production core: random orders of everything that can happen, with ranks and
-//! agents dying and the coordinator restarting anywhere, must end in the same committed artifacts.
+//! A seeded simulation of the production core: random orders of all possible events, with ranks and agents
+//! dying and the coordinator restarting at any point, must end in the same committed artifacts.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -22,16 +22,16 @@ mod store;
 mod tenants;
 mod trust;
 
-/// A rank process, alive.
+/// A live rank process.
 struct Rank {
     agent: String,
     start: v1::StartRank,
     connected: bool,
     work: VecDeque<Command>,
-    /// The last task and what was reported of it, to be repeated to a new coordinator.
+    /// The last task and what was reported about it, to be repeated to a new coordinator.
     task: Option<v1::RankTask>,
     reported: Option<Message>,
-    /// It was asked to keep a checkpoint and exit.
+    /// It was asked to save a checkpoint and exit.
     terminated: bool,
 }
 
@@ -48,7 +48,7 @@ struct Simulator {
     now: Now,
     rng: SimRng,
     agents: BTreeMap<String, Option<u64>>,
-    /// Versions of agents; empty unless there is one here.
+    /// Versions of agents; empty for agents not listed here.
     versions: BTreeMap<String, String>,
     connections: u64,
     ranks: BTreeMap<String, Rank>,
@@ -91,8 +91,8 @@ impl Simulator {
         simulator
     }
 
-    /// Does what the shell does: events to the log, then actions. A coordinator may die between the two, or
-    /// before both.
+    /// Does what the shell does: first append events to the log, then take actions. A coordinator may die
+    /// before either.
     fn flush(&mut self) {
         let outbox = self.core.drain().expect("no impossible event");
         let dies = self.faults && !outbox.events.is_empty() && self.rng.one_in(60);
@@ -287,7 +287,7 @@ impl Simulator {
                     rank.connected && rank.start.attempt == run.attempt && rank.start.job_id == job
                 };
                 if (self.ranks.values().filter(alive).count() as u32) < run.world {
-                    // Its collective waits for a rank that is gone.
+                    // Its collective waits for a rank that has exited.
                     return;
                 }
                 Message::Gang(gang_result(&run))
@@ -308,7 +308,7 @@ impl Simulator {
         }
     }
 
-    /// A rank that was asked to exit first keeps a checkpoint of its step, if it trains.
+    /// A rank that was asked to exit first saves a checkpoint of its step, if it is training.
     fn keep_checkpoint(&mut self, session: &str) {
         let rank = &self.ranks[session];
         let task = rank.task.as_ref().and_then(|task| task.task.clone());
@@ -370,8 +370,8 @@ fn simulate(seed: u64, faults: bool) -> Simulator {
         if simulator.state().is_ended() && simulator.ranks.is_empty() {
             return simulator;
         }
-        // Faults stop, so that the job must end: three attempts in a row lost to them are bad luck, not a
-        // bug.
+        // Faults stop eventually, so that the job must end: losing three attempts in a row to them is bad
+        // luck, not a bug.
         simulator.faults = faults && turn < 3_000;
         simulator.step();
     }
@@ -399,5 +399,5 @@ fn a_request_has_one_job_and_cancelling_ends_it() {
     assert!(simulator.ranks.is_empty() && simulator.core.attempts().is_empty());
     let revision = simulator.state().revision;
     assert!(simulator.core.cancel(JOB, simulator.now));
-    assert_eq!(simulator.state().revision, revision, "a job that has ended stays as it is");
+    assert_eq!(simulator.state().revision, revision, "a job that has ended does not change");
 }

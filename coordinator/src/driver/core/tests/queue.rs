@@ -4,7 +4,7 @@ use super::*;
 use crate::job::CauseClass;
 use crate::queue::Policy;
 
-/// Nothing goes ahead of a job that waits, and everything may be preempted once it has run for a moment.
+/// No job overtakes a waiting one, and any attempt may be preempted once it has run for a moment.
 fn strict() -> Policy {
     let (settling, backfill) = (Duration::ZERO, Duration::ZERO);
     Policy { settling, backfill, preempt_exempt: Duration::from_millis(200), ..Policy::default() }
@@ -123,14 +123,14 @@ fn an_urgent_job_takes_the_devices_of_another_which_goes_on_later_with_the_same_
         checkpoints += check_preemptions(&simulator, seed, faults);
         if !faults {
             assert!(simulator.state().preemptions <= 1, "seed {seed}: it is preempted again and again");
-            assert_eq!(simulator.state().failures.len(), 0, "seed {seed}: preemption is no failure");
+            assert_eq!(simulator.state().failures.len(), 0, "seed {seed}: preemption is not a failure");
         }
     }
     assert!(preemptions > 15 && checkpoints > 1, "{preemptions} preemptions, {checkpoints} checkpoints");
 }
 
-/// Checks that what was preempted starts again after the job that it made room for. Returns the number of
-/// checkpoints that were kept.
+/// Checks that a preempted job starts again only after the job that it made room for. Returns the number of
+/// checkpoints that were committed.
 fn check_preemptions(simulator: &Simulator, seed: u64, faults: bool) -> usize {
     let mut has_made_room = false;
     for event in &simulator.log {
@@ -141,9 +141,9 @@ fn check_preemptions(simulator: &Simulator, seed: u64, faults: bool) -> usize {
                 has_made_room = true;
             }
             (Change::AttemptStarted { .. }, "urgent") => has_made_room = false,
-            // With faults, the other job may be too large for what is left.
+            // With faults, the other job may be too large for the remaining devices.
             (Change::AttemptStarted { .. }, _) => {
-                assert!(!has_made_room || faults, "seed {seed}: it takes back what it gave");
+                assert!(!has_made_room || faults, "seed {seed}: it takes back the devices it gave up");
             }
             _ => {}
         }
@@ -208,7 +208,7 @@ fn a_job_whose_timeout_is_over_while_it_waits_ends_too() {
     while simulator.core.state("limited").unwrap().committed.is_empty() {
         simulator.step();
     }
-    // Two devices are gone, and the attempt cannot continue.
+    // Two devices are lost, and the attempt cannot continue.
     let connection = simulator.agents.remove("b").flatten().unwrap();
     simulator.core.agent_disconnected("b", connection, simulator.now);
     simulator.ranks.retain(|_, rank| rank.agent != "b");

@@ -1,16 +1,16 @@
-//! An upgrade of agents: at no time are ranks of two versions in one attempt, and nothing else changes.
+//! An upgrade of agents: an attempt never has ranks of two versions, and nothing else changes.
 
 use super::trust::connected;
 use super::*;
 
 const WIDE: &str = "wide";
 
-/// Devices that can be given to a job.
+/// Number of devices that can be given to a job.
 pub(super) fn free(simulator: &Simulator) -> usize {
     simulator.core.cluster().supplies("cpu").values().map(|supply| supply.free).sum()
 }
 
-/// Two agents of version 1 with two devices each, and a job that needs both, beside one that needs one.
+/// Two agents of version 1 with two devices each, a job that needs both agents, and a job that needs one.
 fn upgraded(seed: u64) -> Simulator {
     let mut simulator = Simulator::new(seed);
     simulator.versions = ["a", "b"].map(|agent| (agent.to_owned(), "1".to_owned())).into();
@@ -21,7 +21,7 @@ fn upgraded(seed: u64) -> Simulator {
     simulator
 }
 
-/// Kills an agent with its ranks; the next process of its name has the version.
+/// Kills an agent with its ranks; the next process of that name has the given version.
 fn replace(simulator: &mut Simulator, agent: &str, version: &str) {
     if let Some(connection) = simulator.agents.insert(agent.to_owned(), None).flatten() {
         simulator.core.agent_disconnected(agent, connection, simulator.now);
@@ -32,7 +32,7 @@ fn replace(simulator: &mut Simulator, agent: &str, version: &str) {
     simulator.flush();
 }
 
-/// Asks an agent to end; its ranks keep checkpoints and exit.
+/// Asks an agent to shut down; its ranks save checkpoints and exit.
 fn drain(simulator: &mut Simulator, agent: &str) {
     let Some(Some(connection)) = simulator.agents.get(agent).copied() else { return };
     simulator.core.agent_leaving(agent, connection, simulator.now);
@@ -63,7 +63,7 @@ fn outcomes(simulator: &Simulator) -> Vec<Made> {
     [JOB, WIDE].iter().map(|id| outcome(simulator.core.state(id).unwrap())).collect()
 }
 
-/// Plays a history in which agents change their version now and then, at last to 2.
+/// Runs a history in which agents change their version now and then, in the end to 2.
 fn history(seed: u64, faults: bool) -> Simulator {
     const CHANGES: usize = 6_000;
     let mut simulator = upgraded(seed);
@@ -126,7 +126,7 @@ fn no_attempt_has_ranks_of_two_versions_whatever_fails() {
         }
     }
     println!("{attempts} attempts, {failed} of 120 jobs given up");
-    assert!(attempts > 150, "{attempts} attempts: too calm");
+    assert!(attempts > 150, "only {attempts} attempts");
     assert!(failed < 30, "{failed} of 120 jobs were given up");
 }
 

@@ -24,7 +24,7 @@ fn watchers_are_notified_once_of_a_store_outage_and_once_of_its_end() {
     assert!(outage.len() == 1 && outage[0].contains("503"), "{outage:?}");
     assert!(notices(&mut simulator, Some("503 still")).is_empty());
     let late = simulator.core.current_notice(JOB).map(|(level, text)| (level, text.contains("503 still")));
-    assert_eq!(late, Some(("warning", true)), "who watches from now on hears of it too");
+    assert_eq!(late, Some(("warning", true)), "later watchers are notified too");
     assert_eq!(notices(&mut simulator, None), ["the store is available again; the job continues"]);
     assert_eq!(simulator.core.current_notice(JOB), None);
 }

@@ -74,7 +74,7 @@ fn submissions_are_refused_over_the_limits_of_their_own_tenant_only() {
     assert_eq!(check(&simulator, "research"), Err("queued_jobs"));
     assert_eq!(check(&simulator, "default"), Ok(()));
     simulator.core.cancel("waits", simulator.now);
-    assert_eq!(check(&simulator, "research"), Ok(()), "a canceled job waits no more");
+    assert_eq!(check(&simulator, "research"), Ok(()), "a canceled job stops waiting");
 
     // Objects that two jobs share count once.
     let stored = simulator.core.tenant("research").usage.stored_bytes;

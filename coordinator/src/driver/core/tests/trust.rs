@@ -75,7 +75,7 @@ fn an_agent_speaks_for_its_own_ranks_only() {
     let other = if process.agent == "a" { "b" } else { "a" };
     let exit = v1::RankExited { session_id: process.session.clone(), signal: Some(9), ..Default::default() };
     simulator.core.rank_exited(other, exit.clone(), simulator.now);
-    assert_eq!(simulator.state().ranks[&0], process, "nothing came of it");
+    assert_eq!(simulator.state().ranks[&0], process, "the false report had no effect");
     assert!(simulator.core.drain().unwrap().events.is_empty());
     simulator.core.rank_exited(&process.agent, exit, simulator.now);
     assert!(!simulator.core.drain().unwrap().events.is_empty(), "another process takes its slot");
@@ -93,8 +93,8 @@ fn an_attempt_that_cannot_get_all_its_ranks_releases_its_devices() {
     while !maps(&simulator) {
         simulator.step();
     }
-    // An agent and its ranks are gone for good; the others finish the map phase, and wait before the next
-    // gang.
+    // An agent and its ranks are lost for good; the others finish the map phase and wait before the next gang
+    // phase.
     let connection = simulator.agents.remove("b").flatten().unwrap();
     simulator.core.agent_disconnected("b", connection, simulator.now);
     simulator.ranks.retain(|_, rank| rank.agent != "b");

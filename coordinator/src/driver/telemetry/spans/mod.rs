@@ -1,5 +1,5 @@
-//! Spans of jobs, made from the log's events. Pure: the same events give the same spans, so that a leader
-//! that takes over continues where the one before it ended.
+//! Spans of jobs, derived from the log's events. Pure: the same events give the same spans, so that a new
+//! leader continues where the previous one stopped.
 
 #[cfg(test)]
 mod tests;
@@ -11,7 +11,7 @@ use foil_common::otlp::{Attribute, Span, SpanKind, TraceContext};
 use crate::job::{Cause, CauseClass, Change, ChunkDone, Event, JobTrace, Outcome, RankStarted, Submitted};
 use crate::plan::Phase;
 
-/// Jobs that have not ended, as their spans need them.
+/// Jobs that have not ended, reduced to what their spans need.
 #[derive(Debug, Default)]
 pub(super) struct Tracer(HashMap<String, Traced>);
 
@@ -25,7 +25,7 @@ struct Traced {
     phases: Vec<Phase>,
     /// Number of committed phases.
     committed: usize,
-    /// Since when the current phase is worked on; none before the first attempt.
+    /// When work on the current phase began; none before the first attempt.
     phase_since: Option<u64>,
     attempt: Option<Running>,
 }
@@ -35,7 +35,7 @@ struct Traced {
 struct Running {
     attempt: u32,
     since: u64,
-    /// The last process of each rank.
+    /// The most recent process of each rank.
     ranks: BTreeMap<u32, Process>,
 }
 
@@ -75,7 +75,7 @@ impl<'a> End<'a> {
 }
 
 impl Tracer {
-    /// The tracer after a log's events, and the spans that ended at `since` or later (milliseconds since the
+    /// The tracer after a log's events, with the spans that ended at `since` or later (milliseconds since the
     /// Unix epoch).
     pub(super) fn replay(events: &[Event], since: u64) -> (Self, Vec<Span>) {
         let mut tracer = Self::default();
@@ -114,7 +114,7 @@ impl Tracer {
                 self.0.remove(job);
                 return spans;
             }
-            // Checkpoints have spans of the ranks that write them.
+            // Checkpoints have spans from the ranks that write them.
             Change::Submitted(_)
             | Change::CheckpointCommitted(_)
             | Change::CheckpointLost { .. }
@@ -165,7 +165,7 @@ impl Traced {
 
     fn chunk(&self, done: &ChunkDone, at: u64) -> Option<Span> {
         let (phase, running) = (self.phases.get(self.committed)?, self.attempt.as_ref()?);
-        // Logs of older versions have the duration alone.
+        // Logs of older versions record only the duration.
         let measured = at.saturating_sub((done.seconds * 1e3) as u64);
         let leased_at = if done.leased_at == 0 { measured } else { done.leased_at };
         let context = self.trace.chunk(&phase.id, running.attempt, done.chunk);
@@ -180,8 +180,8 @@ impl Traced {
         Some(span)
     }
 
-    /// The end of the current phase, and of the attempt's share of it; the attempt continues with the next
-    /// one.
+    /// The end of the current phase, and of the attempt's part in it; the attempt continues with the next
+    /// phase.
     fn commit(&mut self, at: u64) -> Vec<Span> {
         let mut spans = self.end_attempt(End::done(at));
         spans.extend(self.end_phase(End::done(at)));
@@ -193,7 +193,7 @@ impl Traced {
         spans
     }
 
-    /// The end of the running attempt's share of the current phase; of a gang phase, its ranks' too.
+    /// The end of the running attempt's part in the current phase and, in a gang phase, of its ranks' parts.
     fn end_attempt(&self, end: End<'_>) -> Vec<Span> {
         let Some((phase, running)) = self.phases.get(self.committed).zip(self.attempt.as_ref()) else {
             return Vec::new();
@@ -206,7 +206,7 @@ impl Traced {
         span.attributes.extend([("foil.attempt", (*attempt).into()), ("foil.cause", end.cause.into())]);
         let rank_span = |(rank, process): (&u32, &Process)| {
             let own = self.trace.rank(&phase.id, *attempt, *rank);
-            // The attempt has the error, once.
+            // The attempt carries the error, once.
             let end = End { error: None, ..end };
             let mut span = self.span(own, "rank", process.since.max(*since), end);
             span.parent = Some(context);
@@ -232,7 +232,7 @@ impl Traced {
         Some(span)
     }
 
-    /// The end of the job; of its current phase too, if that is not committed.
+    /// The end of the job, and of its current phase if that is not committed.
     fn end(&self, end: End<'_>) -> Vec<Span> {
         let mut job = self.span(self.trace.job(), "job", self.submitted_at, end);
         job.parent = Some(self.trace.submit());

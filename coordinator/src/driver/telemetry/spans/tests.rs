@@ -4,7 +4,7 @@ use crate::job::fixture::{JOB, object, submitted};
 
 const CLIENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-/// A job of two phases, the first of which is a gang's.
+/// A job of two phases, the first of which is a gang phase.
 fn job(traceparent: &str) -> Submitted {
     let mut submitted = submitted(&[]);
     submitted.plan.phases.truncate(2);
@@ -55,7 +55,7 @@ fn history(job: Submitted, changes: Vec<(u64, Change)>) -> Vec<Event> {
     [submitted].into_iter().chain(changes).map(|(at, change)| Event::new(JOB, at, change)).collect()
 }
 
-/// A whole job: its first attempt crashes in the first phase, the second goes through.
+/// A complete job: its first attempt crashes in the first phase, and the second attempt succeeds.
 fn whole(traceparent: &str) -> Vec<Event> {
     let job = job(traceparent);
     let [gang, map] = &job.plan.phases[..] else { panic!("two phases") };
@@ -87,7 +87,7 @@ fn the_spans_of_a_job_are_one_tree() {
     ];
     assert_eq!(names, expected.concat());
     for (at, span) in spans.iter().enumerate() {
-        assert!(spans[at + 1..].iter().all(|later| later.context != span.context), "{span:?} comes twice");
+        assert!(spans[at + 1..].iter().all(|later| later.context != span.context), "{span:?} occurs twice");
         let Some(parent) = span.parent else {
             assert_eq!(span.name, "submit");
             continue;

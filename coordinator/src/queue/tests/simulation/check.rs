@@ -1,14 +1,14 @@
-//! The promises of the queue, checked at each step.
+//! The guarantees of the queue, checked at each step.
 
 use std::collections::BTreeSet;
 
 use super::*;
 
-/// A job at the time from which nothing behind it may start.
+/// The time from which nothing behind a job may start.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Due {
     pub(super) at: u64,
-    /// Time after which the work that is before it is done.
+    /// Upper bound on the time until the work before the job is done.
     pub(super) bound: u64,
 }
 
@@ -56,7 +56,7 @@ impl World {
         assert!(taken - victim.held < wait.lacking, "seed {seed}: {preemption:?} is not needed");
     }
 
-    /// Checks a start against the jobs before it that wait on.
+    /// Checks a start against the jobs before it that keep waiting.
     pub(super) fn check_start(&mut self, queue: &Queue, allocation: &Allocation, started: &Demand) {
         let (seed, now) = (self.seed, self.now);
         self.starts += 1;
@@ -92,10 +92,11 @@ impl World {
                 |by: &Demand| self.could_run(by, &shares) && !self.is_kept_by_quota(queue, by, &shares);
             waits && by.is_some_and(could)
         });
-        assert_eq!(waits_on, None, "seed {seed}: {started:?} takes back what it gave");
+        assert_eq!(waits_on, None, "seed {seed}: {started:?} takes back the devices it gave up");
     }
 
-    /// The room that jobs made is taken by the job that it was made for, or by one before that.
+    /// Records that the room made by preempted jobs was taken, by the job that it was made for or by one
+    /// before it.
     pub(super) fn room_is_taken(&mut self, queue: &Queue, taker: &Demand) {
         let turn = |job: usize| {
             queue.demands.iter().find(|other| other.job == job).map(|other| other.turn(&self.policy))
@@ -106,7 +107,7 @@ impl World {
         }
     }
 
-    /// True if the cluster and the tenant's quota have room for the job as far as others do not use it.
+    /// True if the job fits into the cluster and its tenant's quota, apart from what others use.
     fn could_run(&self, demand: &Demand, shares: &[Share]) -> bool {
         let share = &shares[demand.tenant];
         let portion = share.devices.get(&demand.kind).copied().unwrap_or_default();
@@ -115,7 +116,7 @@ impl World {
             && portion.max.is_none_or(|max| portion.used + demand.ranks <= max)
     }
 
-    /// True if what is left of the tenant's quota is kept for a job before this one.
+    /// True if the rest of the tenant's quota is reserved for a job before this one.
     fn is_kept_by_quota(&self, queue: &Queue, demand: &Demand, shares: &[Share]) -> bool {
         queue.demands.iter().any(|other| {
             let waits = matches!(self.jobs[other.job].stage, Stage::Waiting { .. });
@@ -137,7 +138,8 @@ impl World {
         Demand { job, tenant, kind, ranks, priority, ..starts(ranks) }
     }
 
-    /// A device is idle only if no waiting job could use it, or if it is kept for a job before that one.
+    /// Checks that a device is idle only if no waiting job could use it, or if it is reserved for a job
+    /// before that one.
     pub(super) fn check_idle(&self, queue: &Queue) {
         let shares = self.shares();
         for demand in queue.demands.iter().filter(|demand| demand.starts()) {
@@ -167,15 +169,15 @@ impl World {
         }
     }
 
-    /// Records when a job is due, and how much work is before it then.
+    /// Records when a job becomes due, and how much work is before it.
     pub(super) fn note_due(&mut self, queue: &Queue, demand: &Demand) {
         let job = self.jobs[demand.job];
         let waits = matches!(job.stage, Stage::Waiting { .. });
         if !waits || job.due.is_some() || demand.waited < self.policy.backfill {
             return;
         }
-        // Everything that runs or is still to come, and what waits before it, one after the other; all there
-        // is if its tenant's quota may hold it up.
+        // The work that is running or yet to arrive and the work that waits before the job, done
+        // sequentially; all work if its tenant's quota may delay the job.
         let share = &self.limits[job.tenant];
         let is_limited =
             share.max_jobs.is_some() || share.devices.values().any(|portion| portion.max.is_some());

@@ -1,12 +1,12 @@
-//! Random mixes of jobs on random clusters, played by [`allocate`] alone: who starts, who waits, who gives
-//! devices back, and whether the promises of the queue hold.
+//! Random mixes of jobs on random clusters, driven by [`allocate`] alone: which jobs start, wait or give
+//! devices back, and whether the guarantees of the queue hold.
 //!
 //! Checked at every step: no device is given twice; a job starts with all its devices; nothing starts while a
 //! job before it has waited for [`Policy::backfill`] and could run; no device is idle that a job could use,
-//! unless it is kept for one before it; preemption goes from higher to lower priority, takes no more than it
-//! needs, and not from an attempt that has only started; a preempted job does not start again before the job
-//! that it made room for. At the end: every job that fits its cluster and its quota has run, and from the
-//! time at which it was due, it has waited no longer than the work that was before it took.
+//! unless it is reserved for a job before it; preemption goes from higher to lower priority, takes no more
+//! than it needs, and spares attempts that have only just started; a preempted job does not start again
+//! before the job that it made room for. At the end: every job that fits its cluster and its quota has run,
+//! and after it became due, it waited no longer than the work before it took.
 
 mod check;
 
@@ -39,10 +39,10 @@ struct Job {
     ranks: usize,
     priority: i32,
     tenant: usize,
-    /// Seconds of work that are left.
+    /// Remaining seconds of work.
     work: u64,
     stage: Stage,
-    /// The job that it made room for and that has not started since.
+    /// The job that this one made room for, until that job starts.
     made_room_for: Option<usize>,
     due: Option<Due>,
 }
@@ -56,7 +56,7 @@ struct World {
     /// Devices, by kind.
     connected: [usize; 2],
     limits: Vec<Share>,
-    /// Ranks are lost.
+    /// Whether ranks are lost.
     faults: bool,
     starts: usize,
     preemptions: usize,
@@ -98,7 +98,7 @@ impl World {
             let allocation = allocate(&mut queue);
             self.check(&queue, &allocation);
             self.apply(&queue, &allocation);
-            // Devices given to an attempt that gives its own back at the same time are free for the next
+            // Devices given to an attempt that gives its own back in the same step are free for the next
             // step.
             if allocation.yields.is_empty() && allocation.preemptions.is_empty() {
                 self.check_idle(&queue);
@@ -118,7 +118,7 @@ impl World {
         );
     }
 
-    /// Time passes: jobs arrive, work, end and lose ranks.
+    /// Advances time: jobs arrive, work, end and lose ranks.
     fn advance(&mut self) {
         let now = self.now;
         for index in 0..self.jobs.len() {
@@ -142,7 +142,7 @@ impl World {
         }
     }
 
-    /// A job loses some ranks; sometimes their devices are gone too.
+    /// A job loses some ranks; sometimes their devices are lost too.
     fn lose_ranks(&mut self, index: usize) {
         let lost = 1 + self.rng.below(self.jobs[index].ranks);
         let with_devices = self.rng.one_in(3);
@@ -151,7 +151,7 @@ impl World {
         let lost = lost.min(*held);
         *held -= lost;
         lacks_since.get_or_insert(self.now);
-        // Some are left, so that jobs can end.
+        // Some devices are left, so that jobs can end.
         let connected = &mut self.connected[job.kind as usize];
         if with_devices && *connected > lost {
             *connected -= lost;
@@ -279,7 +279,7 @@ fn limits(rng: &mut SimRng) -> Share {
 
 fn job(rng: &mut SimRng, tenants: usize, connected: [usize; 2]) -> Job {
     let kind = if connected[1] > 0 && rng.one_in(3) { DeviceKind::Cuda } else { DeviceKind::Cpu };
-    // One in sixteen is too large.
+    // One job in sixteen may be too large.
     let most = connected[kind as usize] + usize::from(rng.one_in(16));
     Job {
         arrival: STEP * (rng.next() % 800),

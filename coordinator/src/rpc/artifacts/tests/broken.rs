@@ -1,4 +1,4 @@
-//! Connections that break.
+//! Breaking connections.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

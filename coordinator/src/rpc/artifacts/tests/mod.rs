@@ -31,7 +31,7 @@ struct TestServer {
     channel: LeaderChannel,
 }
 
-/// A job of which the process s1 is a rank.
+/// A job with the process s1 as a rank.
 struct OneJob {
     current: Arc<AtomicU32>,
 }
@@ -77,7 +77,7 @@ async fn server_on(store: Store) -> TestServer {
     server_for(Principal::local(), store).await
 }
 
-/// The same, called by this principal.
+/// The same service for calls by this principal.
 async fn server_for(principal: Principal, store: Store) -> TestServer {
     let attempt = Arc::new(AtomicU32::new(3));
     let current = Arc::clone(&attempt);
@@ -86,7 +86,7 @@ async fn server_for(principal: Principal, store: Store) -> TestServer {
     TestServer { store, attempt, address, channel }
 }
 
-/// A channel to the service, called by this principal.
+/// A channel to the service for calls by this principal.
 async fn serve(principal: Principal, store: Store, attempts: impl AttemptCheck) -> LeaderChannel {
     let service = ArtifactsService::new(store, attempts, InUse::default());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -197,7 +197,7 @@ async fn every_byte_is_reported_as_it_moves() {
     });
     download_to_file(&server.channel, &object, &path, &on_download).await.unwrap();
     assert_eq!((up.load(Ordering::SeqCst), down.0.load(Ordering::SeqCst)), (SIZE, SIZE));
-    assert!(calls.load(Ordering::SeqCst) > 4, "not once at the end");
+    assert!(calls.load(Ordering::SeqCst) > 4, "progress is not reported only at the end");
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use crate::auth::{Role, Source};
 use crate::tenant::StoredBytes;
 use crate::tenant::Tenant;
 
-/// The tenant limited may have 1000 bytes, of which its jobs have 100.
+/// The tenant `limited` may store 1000 bytes, 100 of which its jobs use.
 struct Limits;
 
 #[tonic::async_trait]
@@ -40,7 +40,7 @@ impl AttemptCheck for Limits {
     }
 }
 
-/// Bytes below `inputs/`, of all tenants.
+/// Bytes below `inputs/`, over all tenants.
 async fn stored(store: &Store) -> u64 {
     store.list("inputs").await.unwrap().into_iter().map(|listed| listed.size).sum()
 }
@@ -64,7 +64,7 @@ async fn an_upload_over_the_quota_is_refused_before_a_byte_is_stored() {
     assert!(status.message().contains("700 bytes"), "{status:?}");
     assert_eq!(stored(&store).await, before, "nothing was stored");
     upload_input_bytes(&server, body(300, 31)).await.unwrap();
-    assert_eq!(stored(&store).await, before, "it was there");
+    assert_eq!(stored(&store).await, before, "the object already existed");
     upload_input_bytes(&server, body(200, 33)).await.unwrap();
 }
 
@@ -73,12 +73,12 @@ async fn uploads_in_progress_count_and_deleted_inputs_do_not() {
     let (store, tenant): (_, Tenant) = (Store::in_memory(), "limited".parse().unwrap());
     let quota = UploadQuota::always_listing(store.clone());
     let admit = async |size| quota.admit(&tenant, size, &Limits).await;
-    // This tenant's, and those of two others.
+    // Inputs of this tenant and of two others.
     for (key, size) in [("inputs/limited/a", 300), ("inputs/b", 5000), ("inputs/limitedly/c", 5000)] {
         store.create(key, body(size, 34)).await.unwrap();
     }
     let first = admit(400).await.unwrap().unwrap();
-    assert!(admit(201).await.is_err(), "300 are stored, 400 on their way, and 100 of jobs");
+    assert!(admit(201).await.is_err(), "300 bytes are stored, 400 in progress, and 100 used by jobs");
     let second = admit(200).await.unwrap();
     drop(second);
     let third = admit(200).await.unwrap().unwrap();

@@ -1,4 +1,4 @@
-//! Objects of other tenants, and those of ranks.
+//! Access to objects of other tenants and to objects of ranks.
 
 use super::*;
 use crate::auth::{Role, Source};
@@ -14,7 +14,7 @@ async fn an_upload_exists_for_its_own_tenant_only() {
     let bytes = body(10, 21);
     let vision = server_for(principal("vision", Role::Submitter), store.clone()).await;
     let object = upload_input_bytes(&vision.channel, bytes.clone()).await.unwrap();
-    assert_eq!(object.key, input_key(&object.blake3), "clients know one key");
+    assert_eq!(object.key, input_key(&object.blake3), "clients know a single key");
     assert_eq!(download_bytes(&vision.channel, &object).await.unwrap(), bytes);
     let stored = format!("inputs/vision/{}", object.blake3);
     store.stat_object(&stored).await.unwrap();
@@ -29,7 +29,7 @@ async fn an_upload_exists_for_its_own_tenant_only() {
     }
     let admin = server_for(principal("default", Role::Admin), store.clone()).await;
     assert!(stat(&admin.channel, &stored).await.unwrap().is_some());
-    // Objects without a tenant in their key are the default tenant's.
+    // Objects without a tenant in their key belong to the default tenant.
     store.put_object("inputs/old", body(3, 22)).await.unwrap();
     for (tenant, finds) in [("default", true), ("vision", false)] {
         let server = server_for(principal(tenant, Role::Viewer), store.clone()).await;

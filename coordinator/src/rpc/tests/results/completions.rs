@@ -1,4 +1,4 @@
-//! Completions: listed, sorted, filtered, paged, and one with its tokens.
+//! Completions: listing, sorting, filtering and paging, and a single completion with its tokens.
 
 use foil_proto::v1::{CompletionSet, CompletionSort, Selection};
 
@@ -64,7 +64,7 @@ async fn completions_are_listed_side_by_side_with_their_origin() {
                 (Some(reward(round, at, index)), tokens(at, index))
             );
             assert_eq!(found.log_prob, Some(-0.25 * tokens(at, index) as f64));
-            // Rejection takes the best, the first of equals.
+            // Rejection sampling takes the best completion, the first in a tie.
             let best = (0..4).rev().max_by(|a, b| reward(round, at, *a).total_cmp(&reward(round, at, *b)));
             let chosen = if best == Some(index) { Selection::Chosen } else { Selection::Unused };
             assert_eq!(found.selection(), chosen, "round {round}, row {at}, completion {index}");
@@ -88,7 +88,7 @@ async fn completions_are_listed_side_by_side_with_their_origin() {
         filter: Some(v1::CompletionFilter { min_reward: Some(f64::MIN), ..Default::default() }),
         ..listing(CompletionSet::Golden)
     };
-    assert_eq!(all_rows(&mut client, scored).await.0, golden[9..], "the held-out answers alone have rewards");
+    assert_eq!(all_rows(&mut client, scored).await.0, golden[9..], "only the held-out answers have rewards");
     coordinator.stop().await;
 }
 

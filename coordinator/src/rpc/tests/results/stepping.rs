@@ -1,4 +1,4 @@
-//! A worker whose ranks step when they are told to.
+//! A worker whose ranks step on command.
 
 use foil_proto::v1::rank_command::Command;
 use foil_proto::v1::{agent_command, rank_message::Message};

@@ -14,7 +14,7 @@ async fn the_timeline_covers_the_whole_job() {
     assert!(timeline.spans.iter().all(|span| span.outcome() == SpanOutcome::Committed));
     assert_eq!(timeline.attempts[0].end_class, "completed");
     coordinator.stop().await;
-    // Another coordinator has the same from the log.
+    // Another coordinator derives the same timeline from the log.
     let second = Coordinator::start(&store).await;
     let mut client = ResultsClient::new(second.channel().await);
     assert_eq!(client.get_timeline(request).await.unwrap().into_inner(), timeline);
