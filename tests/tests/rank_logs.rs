@@ -123,7 +123,8 @@ fn the_last_words_of_a_killed_rank_are_kept() {
     let id = service.submit_letters(Command::new(foil()));
     service.foil(&["watch", &id]);
     let of_first = json_lines(&service.foil(&["logs", &id, "--json", "--attempt", "1"]));
-    let last = of_first.iter().rfind(|line| line["message"] == "failpoint triggered").expect("its last words");
+    let last =
+        of_first.iter().rfind(|line| line["message"] == "failpoint triggered").expect("its last words");
     assert_eq!((&last["site"], &last["attempt"]), (&"train.optimizer".into(), &1.into()));
     let all = service.foil(&["logs", &id]);
     let (before, after) = all.split_once("attempt 2\n").expect("the attempts follow one another");

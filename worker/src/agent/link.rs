@@ -115,7 +115,10 @@ fn classify_end(status: &Status) -> StreamError {
     match status.code() {
         Code::Unauthenticated => {
             // The token may have been replaced in its file: the next stream has the new one, or is refused.
-            tracing::warn!(reason = status.message(), "the stream's credentials are no longer valid; reconnecting");
+            tracing::warn!(
+                reason = status.message(),
+                "the stream's credentials are no longer valid; reconnecting"
+            );
             StreamError::Lost
         }
         _ => classify(status),
