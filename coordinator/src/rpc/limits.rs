@@ -17,9 +17,7 @@ const MAX_TEXT_BYTES: usize = 2048;
 const MAX_LOG_LINES: usize = 50;
 /// Maximum number of rows listed in a failure.
 const MAX_ROWS: usize = 1024;
-/// Maximum number of metrics in a report.
-const MAX_METRICS: usize = 256;
-/// Size limit of names of agents, hosts, devices and metrics.
+/// Size limit of names of agents, hosts, devices and rows.
 const MAX_NAME_BYTES: usize = 128;
 /// Maximum number of devices per agent, and of rank processes that it reports as running.
 const MAX_DEVICES: usize = 256;
@@ -98,32 +96,16 @@ pub(super) fn bounded_exit(mut exit: v1::RankExited) -> v1::RankExited {
     exit
 }
 
-/// A rank's message, truncated.
+/// A rank's message with the free text of a failure truncated. Everything else has limits of its own, beyond
+/// which the message is rejected.
 pub(super) fn bounded_message(mut message: rank_message::Message) -> rank_message::Message {
-    match &mut message {
-        rank_message::Message::Failure(failure) => {
-            cut(&mut failure.message, MAX_TEXT_BYTES);
-            cut(&mut failure.advice, MAX_TEXT_BYTES);
-            failure.rows.truncate(MAX_ROWS);
-            failure.rows.iter_mut().for_each(|row| cut(row, MAX_NAME_BYTES));
-        }
-        rank_message::Message::Step(step) => truncate_metrics(&mut step.metrics),
-        rank_message::Message::Gang(result) => truncate_metrics(&mut result.metrics),
-        rank_message::Message::Progress(progress) => cut(&mut progress.unit, MAX_NAME_BYTES),
-        rank_message::Message::Chunk(result) => {
-            result.moments.truncate(MAX_METRICS);
-            result.moments.iter_mut().for_each(|moments| cut(&mut moments.name, MAX_NAME_BYTES));
-        }
-        rank_message::Message::Hello(_)
-        | rank_message::Message::Rendezvous(_)
-        | rank_message::Message::Checkpoint(_) => {}
+    if let rank_message::Message::Failure(failure) = &mut message {
+        cut(&mut failure.message, MAX_TEXT_BYTES);
+        cut(&mut failure.advice, MAX_TEXT_BYTES);
+        failure.rows.truncate(MAX_ROWS);
+        failure.rows.iter_mut().for_each(|row| cut(row, MAX_NAME_BYTES));
     }
     message
-}
-
-fn truncate_metrics(metrics: &mut Vec<v1::Metric>) {
-    metrics.truncate(MAX_METRICS);
-    metrics.iter_mut().for_each(|metric| cut(&mut metric.name, MAX_NAME_BYTES));
 }
 
 #[cfg(test)]

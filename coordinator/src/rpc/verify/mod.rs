@@ -19,7 +19,7 @@ const MAX_OBJECTS: usize = 4096;
 const PARALLEL_LOOKUPS: usize = 16;
 const MAX_PATH_BYTES: usize = 255;
 /// Maximum number of metrics in a report.
-const MAX_METRICS: usize = 512;
+const MAX_METRICS: usize = 256;
 const MAX_NAME_BYTES: usize = 128;
 
 /// Converts a rank's message into a report.

@@ -1,6 +1,7 @@
 use bytes::Bytes;
 
 use super::*;
+use crate::rpc::fuzzing::take_rank_message;
 
 const KEY: &str = "jobs/j1/phases/r00.sft/a1/model.safetensors";
 
@@ -76,5 +77,16 @@ async fn a_malformed_report_is_a_flaw() {
     for (host, port) in [("", 9), ("h\n", 9), ("h", 0), ("h", 70_000)] {
         let offer = v1::RendezvousOffer { host: host.into(), port, ..Default::default() };
         assert!(!found(&store, Message::Rendezvous(offer)).await.is_empty(), "{host:?}:{port}");
+    }
+}
+
+#[test]
+fn a_report_with_too_many_metrics_is_rejected_rather_than_truncated() {
+    for (count, is_accepted) in [(MAX_METRICS, true), (MAX_METRICS + 1, false)] {
+        let metric = |number: usize| v1::Metric { name: format!("metric {number}"), ..Default::default() };
+        let metrics = (0..count).map(metric).collect();
+        let step = Message::Step(v1::StepReport { metrics, ..Default::default() });
+        let taken = take_rank_message(step.clone());
+        assert_eq!(taken, is_accepted.then_some(step), "{count} metrics");
     }
 }
