@@ -1,4 +1,4 @@
-//! A coordinator's refusal in words: its message, and what its google.rpc details add.
+//! A coordinator's refusal as text: its message, and what its google.rpc details add.
 
 use std::time::Duration;
 

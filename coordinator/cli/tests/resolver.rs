@@ -69,7 +69,7 @@ fn children(of: &str) -> usize {
     found
 }
 
-/// Every test limits its children to a number of bytes of its own, by which they are found.
+/// Each test gives its children a distinct memory limit, by which they are found.
 async fn wait_for_children(memory: u64, count: usize) {
     let started = Instant::now();
     while children(&format!("--memory\0{memory}\0")) != count {

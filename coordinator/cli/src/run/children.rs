@@ -141,7 +141,7 @@ impl Program {
 
     async fn stop(&mut self) {
         let Some(id) = self.child.id() else { return };
-        // It may have ended meanwhile.
+        // It may already have ended.
         let _ = kill(Pid::from_raw(id.cast_signed()), Signal::SIGTERM);
         if timeout(STOP_LIMIT, self.child.wait()).await.is_err() {
             tracing::warn!("the {} did not stop in time and is killed", self.name);
