@@ -9,7 +9,7 @@ use crate::shutdown::Cause;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// Told to exit.
+    /// Exited on request.
     Done = 0,
     /// An error that the log names.
     Failed = 1,

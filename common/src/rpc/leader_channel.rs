@@ -20,8 +20,8 @@ pub const NOT_LEADER: &str = "NOT_LEADER";
 pub const LEADER: &str = "leader";
 
 /// A channel to the coordinators of one store. Calls go to one of them. If that one cannot be reached or does
-/// not lead, the channel switches to the leader it names, or else to the next of the given addresses. Cheap
-/// to clone; clones share their state.
+/// not lead, the channel switches to the leader it names, or to the next of the given addresses. Cheap to
+/// clone; clones share their state.
 ///
 /// A failed call is not retried here: the caller knows whether it may be, and its next call goes to the new
 /// coordinator.
@@ -66,7 +66,7 @@ impl LeaderChannel {
         Self { rank: RankProof::new(session, secret), ..self }
     }
 
-    /// Address of the coordinator that calls go to now.
+    /// Address of the coordinator that calls currently go to.
     pub fn url(&self) -> String {
         self.current().url.clone()
     }
@@ -78,7 +78,7 @@ impl LeaderChannel {
         others.fold(current.clone(), |urls, url| format!("{urls},{url}"))
     }
 
-    /// A channel with a connection of its own to the same coordinators, which starts at the current one.
+    /// A channel with a separate connection to the same coordinators, starting at the current one.
     pub fn separate(&self) -> Result<Self, ConnectError> {
         let separate = Self::new(&self.urls(), &self.shared.credentials)?;
         Ok(Self { rank: self.rank.clone(), ..separate })

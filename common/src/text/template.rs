@@ -35,7 +35,7 @@ pub(super) struct Source<'a> {
     pub(super) eos: String,
 }
 
-/// Maximum characters of a text in error messages.
+/// Maximum number of characters of a text in error messages.
 const SHOWN: usize = 160;
 
 impl Renderer {

@@ -75,7 +75,7 @@ fn named(fields: &Fields<'_>) -> Result<Option<ReadPrompt>, String> {
     }
 }
 
-/// The prompt with the record's system turn and history before it.
+/// The prompt preceded by the record's system turn and history.
 pub(super) fn in_context(mut prompt: Prompt, fields: &Fields<'_>) -> Result<Prompt, String> {
     let messages = &mut prompt.messages;
     let system_turns = usize::from(messages.first().is_some_and(|first| first.role == Role::System));

@@ -159,7 +159,7 @@ fn texts(
     }
 }
 
-/// The refusal of a job file that has a word of no meaning at `path`.
+/// The refusal of a job file that has a meaningless word at `path`.
 fn refusal(path: &[&str], repeated: bool) -> Option<SpecError> {
     let mut file = json!({
         "name": "a", "policy": { "model": "/m" },
@@ -204,7 +204,7 @@ fn every_choice_of_the_reader_is_an_enum() {
                 seen.push((message, name));
             }
             None => assert!(
-                // These have a form, and no list of values.
+                // These have a syntax rather than a list of values.
                 expected.is_none()
                     || [
                         &["name"][..],

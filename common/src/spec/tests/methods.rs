@@ -1,6 +1,6 @@
 use super::*;
 
-/// The policy step of the least job with these settings.
+/// The policy step of a minimal job with these settings.
 fn method(settings: &[&str]) -> Method {
     job(LEAST, settings).policy_step.method
 }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 /// Marks a rendering that transformers refuses.
 const REFUSED: &str = "-";
 
-/// Packages whose files contradict each other: they are refused by name.
+/// Models whose files contradict each other, which are refused by name.
 const CONTRADICTORY: [(&str, &str); 2] =
     [("chatglm3", "do not belong together"), ("internlm2", "do not belong together")];
 
@@ -70,7 +70,7 @@ fn renderings(template: &str, tokens: &Map<String, Value>) -> Vec<Result<String,
     cases.map(render).collect()
 }
 
-/// The renderings that are not the expected ones, and those that only this engine refuses.
+/// The renderings that differ from the expected ones, and those that only this engine refuses.
 fn compare(
     name: &str,
     found: &[Result<String, jinja::Error>],
@@ -122,7 +122,7 @@ fn published_templates_render_as_in_transformers() {
     );
 }
 
-/// Differences of one tokenizer, a line each.
+/// Differences of one tokenizer, one per line.
 fn differences(name: &str, folder: &Path, expected: &Value) -> Vec<String> {
     let files = ModelText::read(folder).unwrap();
     if let Some((_, why)) = CONTRADICTORY.iter().find(|(other, _)| *other == name) {

@@ -1,4 +1,4 @@
-//! Listings of every kind of store: their order, their faults, and how much of them is in memory.
+//! Listings of every kind of store: their order, their faults, and their memory use.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -101,7 +101,7 @@ async fn keys(listing: &mut Listing) -> Vec<String> {
     keys
 }
 
-/// Keys in which directories, files and what sorts between them alternate.
+/// Keys in which directories, files and keys that sort between them alternate.
 fn names() -> BTreeSet<String> {
     let mut random = ChaCha12Rng::seed_from_u64(rand::random());
     let mut part = || ["a", "a-1", "a.b", "ab", "a.b3x", "b", "0"][random.next_u64() as usize % 7];
@@ -125,7 +125,7 @@ async fn keys_come_in_order_from_object_stores_and_directories() {
     assert_eq!(stores.map(|store| store.lists_in_order()), [true, false]);
 }
 
-/// Puts objects into a store quickly, past its checks.
+/// Puts objects into a store quickly, bypassing its checks.
 async fn fill(memory: &InMemory, count: usize) {
     for index in 0..count {
         let (key, bytes) = (format!("jobs/j/{index:06}"), Bytes::from(format!("content {index}")));
