@@ -160,7 +160,7 @@ mod tests {
         let texts = ["a", "b", "c", "d"];
         assert_eq!(indices(&[1.0, 3.0, 0.0, 2.0], &texts, Pairing::BestWorst), [(1, 2)]);
         let equals = indices(&[3.0, 3.0, 0.0, 0.0], &texts, Pairing::BestWorst);
-        assert_eq!(equals, [(0, 2)], "the first of equals on either side");
+        assert_eq!(equals, [(0, 2)], "the first of equals wins on either side");
         assert_eq!(indices(&[1.0], &["a"], Pairing::BestWorst), []);
     }
 
@@ -182,7 +182,7 @@ mod tests {
     fn ties_blanks_and_nan_make_no_winner() {
         for pairing in [Pairing::BestWorst, Pairing::TopBottom(3), Pairing::All] {
             assert_eq!(indices(&[1.0, 1.0], &["a", "b"], pairing), []);
-            assert_eq!(indices(&[9.0, 1.0], &[" \n", "b"], pairing), [], "a blank would win");
+            assert_eq!(indices(&[9.0, 1.0], &[" \n", "b"], pairing), [], "a blank must not win");
             assert_eq!(indices(&[0.0, 1.0], &["", "b"], pairing), [(1, 0)], "a blank may lose");
             assert_eq!(indices(&[f64::NAN, 1.0, f64::INFINITY], &["a", "b", "c"], pairing), []);
         }

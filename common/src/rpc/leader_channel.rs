@@ -208,13 +208,13 @@ mod tests {
         leader.observe("http://a:1", &refused(Some("http://b:1")));
         assert_eq!(leader.url(), "http://z:1", "a late answer from a former coordinator is ignored");
         leader.fail_over("http://z:1");
-        assert_eq!(leader.url(), "http://a:1", "after an address that was not given comes the first");
+        assert_eq!(leader.url(), "http://a:1", "after an address that was not given, the first one is next");
         leader.observe("http://a:1", &refused(None));
         assert_eq!(leader.url(), "http://b:1");
         leader.observe("http://b:1", &refused(Some("http://b:1")));
-        assert_eq!(leader.url(), "http://c:1", "a standby that names itself is wrong");
+        assert_eq!(leader.url(), "http://c:1", "a standby that names itself is not followed");
         leader.observe("http://c:1", &Ok(Status::unavailable("busy").into_http()));
-        assert_eq!(leader.url(), "http://c:1", "a busy leader is no standby");
+        assert_eq!(leader.url(), "http://c:1", "a busy leader is not a standby");
         leader.observe("http://c:1", &refused(Some("nonsense")));
         assert_eq!(leader.url(), "http://c:1");
     }

@@ -179,7 +179,10 @@ mod tests {
         assert_eq!(included(&["mlflow", "tensorboard", "mlflow"]), [Tracker::TensorBoard, Tracker::Mlflow]);
         assert_eq!(included(&["all"]), Tracker::ALL);
         assert!(parse(&["mlflow"]).unwrap().require(Tracker::Mlflow));
-        assert!(!parse(&["all"]).unwrap().require(Tracker::Mlflow), "a coordinator without it takes the job");
+        assert!(
+            !parse(&["all"]).unwrap().require(Tracker::Mlflow),
+            "a coordinator without it accepts the job"
+        );
         for (names, expected) in [
             (&["mlflow", "none"][..], "trackers.report_to: found none beside others"),
             (&["mlflo"], "did you mean mlflow?"),

@@ -212,7 +212,7 @@ mod tests {
         assert_eq!(health.trouble(at(2)), None, "there was a success within the last two seconds");
         health.send(RECORD, at(3)).answered(&refused(), at(3));
         assert!(health.trouble(at(3)).is_some_and(|trouble| trouble.contains("503")));
-        assert_eq!(health.trouble(at(63)), None, "nobody has asked for a minute");
+        assert_eq!(health.trouble(at(63)), None, "there was no request for a minute");
         health.send(RECORD, at(64)).answered(&refused(), at(64));
         assert!(health.trouble(at(64)).is_some());
         health.send(RECORD, at(65)).answered(&Ok(()), at(65));

@@ -68,7 +68,7 @@ mod tests {
         let gone = || Status::unavailable("gone");
         let details = ErrorDetails::with_retry_info(Some(Duration::from_secs(3)));
         let put_off = Status::with_error_details(Code::ResourceExhausted, "too many calls", details);
-        assert_eq!(reconnect.pause(put_off, now).unwrap(), Duration::from_millis(3500), "as it asks");
+        assert_eq!(reconnect.pause(put_off, now).unwrap(), Duration::from_millis(3500), "as the server asks");
         assert_eq!(reconnect.pause(gone(), now + TIMEOUT).unwrap(), PAUSE);
         let given_up = reconnect.pause(gone(), now + TIMEOUT + PAUSE).unwrap_err();
         assert!(given_up.timed_out);

@@ -271,7 +271,7 @@ mod tests {
         let text = |format| Printer::new(format).text(&event).unwrap();
         let json: serde_json::Value = serde_json::from_str(&text(Output::Json)).unwrap();
         assert_eq!(json["phase_started"]["phase"], "r00.sft");
-        assert!(!text(Output::Json).contains('\n'), "one line an event");
+        assert!(!text(Output::Json).contains('\n'), "one line per event");
         let yaml = text(Output::Yaml);
         assert!(yaml.starts_with("---\n") && yaml.contains("phase: r00.sft"), "{yaml}");
         assert_eq!(text(Output::Name), "phase_started");

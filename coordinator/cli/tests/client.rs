@@ -217,7 +217,7 @@ fn no_color_wins_over_everything() {
     let (_, stdout, stderr) = output(forced(&["--help"]));
     assert!(
         format!("{stdout}{stderr}").contains('\u{1b}'),
-        "colors can be forced, so that their absence says something"
+        "colors can be forced, so their absence is meaningful"
     );
     for arguments in [
         &["--help"][..],

@@ -73,7 +73,10 @@ fn children(of: &str) -> usize {
 async fn wait_for_children(memory: u64, count: usize) {
     let started = Instant::now();
     while children(&format!("--memory\0{memory}\0")) != count {
-        assert!(started.elapsed() < PATIENCE, "no {count} children of {memory} bytes");
+        assert!(
+            started.elapsed() < PATIENCE,
+            "there are not {count} children with a limit of {memory} bytes"
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

@@ -205,7 +205,7 @@ async fn a_pause_is_as_long_as_the_collector_asks_and_ends_with_the_process() {
     assert_eq!(requests.recv().await.unwrap().spans(), ["a"]);
     stop.cancel();
     timeout(PATIENCE, sending).await.unwrap().unwrap();
-    assert_eq!(requests.recv().await.unwrap().spans(), ["a"], "a last try");
+    assert_eq!(requests.recv().await.unwrap().spans(), ["a"], "one last try");
 }
 
 #[tokio::test]

@@ -215,11 +215,11 @@ fn every_choice_of_the_reader_is_an_enum() {
                         &["trackers", "run_name"],
                     ]
                     .contains(&path.as_slice()),
-                "{path:?} is a choice that the schema does not know: {expected:?}"
+                "the schema does not list the choices at {path:?}: {expected:?}"
             ),
         }
     }
     for (message, field, _) in &CHOICES {
-        assert!(seen.contains(&(message, field)), "{message}.{field} is no field");
+        assert!(seen.contains(&(message, field)), "{message}.{field} is not a field");
     }
 }

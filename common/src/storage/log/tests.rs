@@ -75,7 +75,7 @@ async fn a_sleeper_cannot_write_into_a_tombstone() {
     leader.append(vec![event("too")]).await.unwrap();
     compact(&store, Ok).await.unwrap();
     assert_eq!(store.size(&key(2)).await.unwrap(), 0);
-    assert!(store.size(&key(3)).await.unwrap() > 0, "what the older snapshot lacks stays");
+    assert!(store.size(&key(3)).await.unwrap() > 0, "records that the older snapshot lacks are kept");
     assert!(matches!(sleeper.append(vec![event("old")]).await, Err(LogError::Deposed { .. })));
     let (log, replayed) = Log::lead(store, "third").await.unwrap();
     assert_eq!(all(replayed), ["kept", "too"]);
@@ -301,7 +301,7 @@ proptest! {
     #[test]
     fn acknowledged_events_are_there_once_whatever_the_store_does(seed in any::<u64>(), script in scripts()) {
         let outcome = run(seed, &script, Settle::ByNonce);
-        prop_assert!(outcome.faults > 0, "no fault struck");
+        prop_assert!(outcome.faults > 0, "no fault was injected");
         prop_assert_eq!(outcome.violation(), None);
     }
 }

@@ -83,7 +83,7 @@ fn compare(
         }
         return (different, refused);
     }
-    assert_eq!(found.len(), expected.len(), "{name}: corpus_expectations.py counts other dialogues");
+    assert_eq!(found.len(), expected.len(), "{name}: corpus_expectations.py has different dialogues");
     for (case, (found, expected)) in found.iter().zip(expected).enumerate() {
         match found {
             Ok(text) if hash(text) == *expected => {}

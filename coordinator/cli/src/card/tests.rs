@@ -193,7 +193,7 @@ fn hostile_names_add_nothing_to_the_card() {
                 .collect::<Vec<_>>()
         };
         assert_eq!(without(keys(&found)), without(keys(&plain)), "{card}");
-        assert!(found.get("base_model").is_none(), "it is no name of a repository: {hostile:?}");
+        assert!(found.get("base_model").is_none(), "it is not a repository name: {hostile:?}");
         // Everything but the settings, which are in a fenced block.
         let (above, rest) = card.split_once("\n## Settings\n").unwrap();
         assert!(

@@ -191,7 +191,7 @@ mod tests {
         let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&file.path), mode(file.path.parent().unwrap())), (0o600, 0o700));
         assert_eq!(ConfigFile::read(file.path.clone()).unwrap().content, file.content);
-        assert_eq!(file.path.parent().unwrap().read_dir().unwrap().count(), 1, "no part is left");
+        assert_eq!(file.path.parent().unwrap().read_dir().unwrap().count(), 1, "no temporary file is left");
     }
 
     #[test]

@@ -103,7 +103,7 @@ mod tests {
         let data = between(&page, "id=\"foil-report\">", "</script>");
         assert!(!data.contains(['<', '>', '&', '\u{2028}']), "{data}");
         let read: v1::Report = serde_json::from_str(data).unwrap();
-        assert_eq!(read, report(), "the data is whole");
+        assert_eq!(read, report(), "the data is complete");
         assert_eq!(page.matches("<script").count() - APP_JS.matches("<script").count(), 2);
         assert_eq!(page.matches("</script").count(), 2);
     }

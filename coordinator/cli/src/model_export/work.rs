@@ -247,7 +247,7 @@ mod tests {
         fs::write(work.out().join("c"), "c").unwrap();
         work.place(false).unwrap();
         assert_eq!(fs::read_to_string(target.join("c")).unwrap(), "c");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left next to it");
     }
 
     #[test]

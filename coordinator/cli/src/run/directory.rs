@@ -222,7 +222,7 @@ mod tests {
         }
         drop(held);
         open(dir.path(), false, "a").unwrap();
-        assert_eq!(Holder::of(dir.path()), None, "it was of a process that has ended");
+        assert_eq!(Holder::of(dir.path()), None, "it belonged to a process that has ended");
     }
 
     #[test]
@@ -237,7 +237,7 @@ mod tests {
         let mode = fs::metadata(dir.path().join(LOCK)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert!(open(dir.path(), false, "a").unwrap_err().contains("another `foil run` is using"));
-        assert_eq!(Holder::of(dir.path()), Some(holder), "whoever is refused leaves it");
+        assert_eq!(Holder::of(dir.path()), Some(holder), "a refused process leaves it unchanged");
         run.withdraw();
         assert_eq!(Holder::of(dir.path()), None);
         run.announce("http://127.0.0.1:8", "j1");

@@ -107,6 +107,6 @@ mod tests {
         assert_eq!(found("letters-that-is-no-directory"), None);
         assert!(found(".").is_some());
         // Tests run in the crate's own directory.
-        assert_eq!(found("src"), None, "no run has made it: a job may have this name");
+        assert_eq!(found("src"), None, "it is not a run's directory, so a job may have this name");
     }
 }

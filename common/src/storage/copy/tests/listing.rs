@@ -151,7 +151,7 @@ async fn a_copy_has_few_keys_in_memory_however_large_the_store_is() {
     let copied = copy(&from.store(), &to.store(), &PREFIXES, progress).await.unwrap();
     assert_eq!((copied.objects, copied.present), (6 * PAGE as u64, 0));
     let most = most.into_inner();
-    assert!(most < 2 * PAGE as u64, "{most} keys were listed and not yet copied");
+    assert!(most < 2 * PAGE as u64, "{most} keys were listed but not yet copied");
 }
 
 #[tokio::test]
@@ -162,7 +162,11 @@ async fn a_listing_that_breaks_off_goes_on_where_it_was() {
         let store = Counting::new(Arc::clone(&memory));
         store.breaks_after.store(breaks_after, Ordering::Relaxed);
         let found = keys(&mut Listing::new(&store.store(), "jobs")).await;
-        assert_eq!(store.breaks_after.load(Ordering::Relaxed), 0, "it was to break off after {breaks_after}");
+        assert_eq!(
+            store.breaks_after.load(Ordering::Relaxed),
+            0,
+            "the listing should have failed after {breaks_after}"
+        );
         assert_eq!(found.len(), 2 * PAGE, "interrupted after {breaks_after}");
     }
 }
