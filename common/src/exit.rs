@@ -11,7 +11,7 @@ use crate::shutdown::Cause;
 pub enum Exit {
     /// Exited on request.
     Done = 0,
-    /// An error that the log names.
+    /// An error, which is in the log.
     Failed = 1,
     /// The process that started this one has exited.
     Orphaned = 3,

@@ -133,7 +133,7 @@ pub fn best_of(scores: &[f64], texts: &[impl AsRef<str>]) -> Option<usize> {
     winner.map(|(index, _)| index)
 }
 
-/// Whether a completion is nothing but white space.
+/// Whether a completion consists of white space only.
 pub fn is_blank(text: &str) -> bool {
     text.trim().is_empty()
 }

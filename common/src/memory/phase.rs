@@ -10,7 +10,7 @@ const F32: u64 = 4;
 /// Maximum number of prompt tokens in one prefill of several prompts.
 const PREFILL_TOKENS: u64 = 8192;
 
-/// Maximum number of logits from which the worker samples at once, if it samples by tensor operations.
+/// Maximum number of logits from which the worker samples at a time, if it samples by tensor operations.
 pub const MAX_SAMPLED_LOGITS: u64 = 1 << 23;
 
 /// Number of fp64 or int64 tensors of that size alive at the peak of such sampling.
@@ -269,7 +269,7 @@ pub fn training(model: Model<'_>, training: Training, batch: Batch, compute: Com
     let backward = pass.backward_working(match (whole, training.checkpointing) {
         (false, _) => 0,
         (true, false) => model.shape.largest_matrix(),
-        // A recomputed layer yields the gradients of all its matrices at once.
+        // A recomputed layer yields the gradients of all its matrices together.
         (true, true) => model.shape.matrices() / model.shape.layers,
     });
     let (logits, working) = match model.head {

@@ -22,7 +22,8 @@ pub(super) fn parse(at: &str, field: &str, text: &str) -> Result<Option<Duration
 
 /// Parses a span in the job file's notation, for command line options.
 ///
-/// # Errors The text is not a span from a second to 365 days.
+/// # Errors
+/// The text is not a span from a second to 365 days.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let span = seconds(text).filter(|seconds| (1..=MAX).contains(seconds));
     span.map(Duration::from_secs)

@@ -104,7 +104,7 @@ fn parse_setting(setting: &str, here: &Path) -> Result<Value, SpecError> {
     Ok(value)
 }
 
-/// Brackets that may be open at once. The YAML parser takes time quadratic in their number.
+/// Maximum number of brackets open at the same time. The YAML parser takes time quadratic in their number.
 const DEPTH_LIMIT: usize = 1000;
 
 fn yaml(text: &str) -> Result<Value, SpecError> {
@@ -118,7 +118,7 @@ fn yaml(text: &str) -> Result<Value, SpecError> {
     to_json(value)
 }
 
-/// The maximum number of brackets that are open at once, whether they are syntax or part of a text.
+/// The maximum number of brackets open at the same time, whether they are syntax or part of a text.
 fn bracket_depth(text: &str) -> usize {
     let depths = text.bytes().scan(0usize, |depth, byte| {
         match byte {

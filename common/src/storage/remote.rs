@@ -19,7 +19,8 @@ impl RemoteFile {
     /// is a pattern (`*`, `?`, `[0-9]`), all objects in the same folder whose names match, sorted.
     /// Credentials come from the environment, as in [`Store::open`].
     ///
-    /// # Errors The URL names no object, the store refuses to list, or no object matches.
+    /// # Errors
+    /// The URL names no object, the store refuses to list, or no object matches.
     pub async fn find(url: &str) -> Result<Vec<Self>, StoreError> {
         let fault = |reason: &str| StoreError::Open {
             location: crate::redact::secrets(url).into_owned(),

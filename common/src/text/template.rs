@@ -66,7 +66,7 @@ impl Renderer {
     }
 
     /// Renders a response after the rendered prompt, without EOS, and checks that the template renders the
-    /// whole dialogue alike.
+    /// whole dialogue the same way.
     pub(super) fn response(
         &self,
         prompt: &Prompt,

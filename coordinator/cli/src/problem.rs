@@ -24,7 +24,7 @@ pub(crate) fn text(status: &Status) -> String {
     parts.join("; ")
 }
 
-/// Adds what the text does not say yet.
+/// Adds what the text does not contain yet.
 fn add<'a>(parts: &mut Vec<String>, told: impl Iterator<Item = (&'a str, &'a str)>) {
     for (subject, description) in told {
         let said = |text: &str| text.is_empty() || parts.iter().any(|part| part.contains(text));

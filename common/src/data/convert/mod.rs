@@ -102,8 +102,9 @@ impl SetKind {
 impl Conversion {
     /// Writes the file `path` in the format of its extension, completely or not at all.
     ///
-    /// # Errors The files cannot be read, too many of their rows cannot be converted, or the file cannot be
-    /// written. An existing file is replaced only if `force` is set.
+    /// # Errors
+    /// The files cannot be read, too many of their rows cannot be converted, or the file cannot be written.
+    /// An existing file is replaced only if `force` is set.
     pub fn write(&self, path: &Path, force: bool) -> Result<(Container, Report), ConvertError> {
         let fail = |reason: String| ConvertError::Output { path: path.to_owned(), reason };
         let (container, packing) = output::told_by(&path.to_string_lossy()).map_err(fail)?;

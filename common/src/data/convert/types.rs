@@ -66,7 +66,8 @@ impl Type {
 
     /// The common type of values of both types.
     ///
-    /// # Errors No type holds both. The message begins with the path to the values.
+    /// # Errors
+    /// No type holds both. The message begins with the path to the values.
     pub(super) fn merge(self, other: Self) -> Result<Self, String> {
         Ok(match (self, other) {
             (Type::Null, kind) | (kind, Type::Null) => kind,
@@ -180,7 +181,8 @@ pub(super) struct Columns(pub(super) Vec<(String, Type)>);
 impl Columns {
     /// Adds the columns of a record.
     ///
-    /// # Errors A value whose type differs from those before it. The message begins with its path.
+    /// # Errors
+    /// A value whose type differs from those before it. The message begins with its path.
     pub(super) fn add(&mut self, record: &Value) -> Result<(), String> {
         let all = Type::Struct(std::mem::take(&mut self.0)).merge(Type::of(record)?)?;
         if let Type::Struct(fields) = all {

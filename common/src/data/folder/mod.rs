@@ -58,8 +58,9 @@ struct Split {
 /// or those that match a pattern (`*`, `?`, `[…]`, `**`), sorted. Any other path is one file, whether it
 /// exists or not.
 ///
-/// # Errors The folder, its split or its configuration cannot be determined, in which case the message names
-/// the existing ones, or no file matches the pattern.
+/// # Errors
+/// The folder, its split or its configuration cannot be determined, in which case the message names the
+/// existing ones, or no file matches the pattern.
 pub fn files(path: &str) -> Result<Vec<PathBuf>, FolderError> {
     let whole = Path::new(path);
     if whole.is_dir() {

@@ -48,7 +48,8 @@ impl ColumnNames {
 
     /// Checks a table's columns for those that are renamed.
     ///
-    /// # Errors A name that the table lacks. The message lists those that it has.
+    /// # Errors
+    /// A name that the table lacks. The message lists those that it has.
     pub(super) fn require<'a>(
         &self,
         file: &str,

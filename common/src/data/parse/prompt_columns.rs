@@ -8,7 +8,7 @@ use crate::data::rows::{Message, Prompt, Role};
 use serde_json::Value;
 
 /// The prompt in the columns of a record: the `turns` that compared responses share, a list of messages, or a
-/// column of its own. `None` if the record has none.
+/// dedicated column. `None` if the record has none.
 pub(super) fn prompt(fields: &Fields<'_>, turns: Option<Vec<Message>>) -> Result<Option<ReadPrompt>, String> {
     let found = match turns {
         Some(turns) => Some(ReadPrompt::of_messages(turns)?),

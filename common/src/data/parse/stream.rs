@@ -21,7 +21,8 @@ pub struct RecordStream {
 }
 
 impl RecordStream {
-    /// # Errors The file's format is unknown, or it lacks columns that `names` lists.
+    /// # Errors
+    /// The file's format is unknown, or it lacks columns that `names` lists.
     pub fn open(file: &str, content: &Content, names: &ColumnNames) -> Result<Self, ParseError> {
         Ok(RecordStream { file: file.to_owned(), records: Records::open(file, content, names)? })
     }

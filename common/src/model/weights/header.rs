@@ -14,8 +14,8 @@ const MAX_DIMENSIONS: usize = 64;
 
 /// Reads a header and checks that its tensors follow one another without a gap.
 ///
-/// # Errors A header that violates the format, that names a tensor twice, or whose offsets do not match its
-/// shapes.
+/// # Errors
+/// A header that violates the format, that names a tensor twice, or whose offsets do not match its shapes.
 pub(super) fn parse(header: &[u8]) -> Result<Metadata, serde_json::Error> {
     let Header { metadata, mut tensors } = serde_json::from_slice(header)?;
     // The format does not specify the order of names.

@@ -167,7 +167,8 @@ impl WeightFiles {
 
     /// Adds the tensors of a file of `file_length` bytes whose header is `header`.
     ///
-    /// # Errors A header that does not describe the file; a tensor that is also in another file.
+    /// # Errors
+    /// A header that does not describe the file; a tensor that is also in another file.
     pub fn add(&mut self, path: PathBuf, header: &[u8], file_length: u64) -> Result<(), ModelFilesError> {
         let wrong = |path: &Path, reason: String| ModelFilesError::Weights { path: path.to_owned(), reason };
         let parsed = header::parse(header)

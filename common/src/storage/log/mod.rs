@@ -109,7 +109,7 @@ impl Log {
     /// Reads the whole log and becomes its leader with the next higher term, whoever leads now. Also returns
     /// what was read.
     ///
-    /// If two processes try at once, one gets [`LogError::Deposed`].
+    /// If two processes try at the same time, one gets [`LogError::Deposed`].
     pub async fn lead(store: Store, leader: &str) -> Result<(Self, LogState), LogError> {
         Self::lead_with(store, leader, PATIENCE, Settle::ByNonce).await
     }

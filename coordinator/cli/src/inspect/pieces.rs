@@ -9,7 +9,7 @@ pub(super) struct Piece {
     pub(super) text: String,
     /// A special token.
     pub(super) is_special: bool,
-    /// A token that adds no text of its own, such as a part of a character; `text` is its name.
+    /// Whether the token adds no text by itself, such as a part of a character; `text` is its name.
     pub(super) is_part: bool,
 }
 

@@ -62,7 +62,8 @@ impl Converter {
 
     /// Appends the numbers in `bytes`, little-endian, to `converted`: rounded to the nearest, ties to even.
     ///
-    /// # Errors The first number that is not finite, before or after the conversion.
+    /// # Errors
+    /// The first number that is not finite, before or after the conversion.
     pub(super) fn convert(&mut self, bytes: &[u8], converted: &mut Vec<u8>) -> Result<(), Unfit> {
         self.widen(bytes);
         if let Some(index) = self.wide.iter().position(|number| !number.is_finite()) {

@@ -94,7 +94,7 @@ impl Children {
             agent.env_remove(variable);
         }
         // The same in every run on this store: an agent that re-registers without its ranks shows that those
-        // are gone, so that the coordinator does not wait for them.
+        // have ended, so that the coordinator does not wait for them.
         let name = blake3::hash(setup.store.as_bytes()).to_hex();
         agent.args(["--agent-id", &format!("run-{}", &name[..12])]);
         let worker = Program::start("worker", agent, setup)?;

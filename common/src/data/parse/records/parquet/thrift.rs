@@ -39,7 +39,8 @@ pub(super) struct Field {
 impl Field {
     /// Whether the field has this number.
     ///
-    /// # Errors It has the number but another type. A reader that assumes the type would read wrong values.
+    /// # Errors
+    /// It has the number but another type. A reader that assumes the type would read wrong values.
     pub(super) fn is(self, id: i64, kind: u8) -> Result<bool, Fault> {
         match (self.id == id, self.kind == kind) {
             (true, false) => Err(Fault::Broken("a field has another type")),

@@ -41,7 +41,8 @@ impl Room {
 
 /// The value of a row.
 ///
-/// # Errors A float that JSON cannot represent, or more than a record may hold.
+/// # Errors
+/// A float that JSON cannot represent, or more than a record may hold.
 pub(super) fn read(array: &dyn Array, row: usize, room: &mut Room) -> Result<Value, String> {
     room.take_value()?;
     if array.is_null(row) {
