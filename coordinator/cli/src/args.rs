@@ -213,8 +213,8 @@ pub(crate) struct InspectArgs {
     /// Number of rows of each data set to show token by token.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub(crate) rows: usize,
-    /// Write a page that opens offline: the same rows with trained tokens colored, length histograms,
-    /// repetitions, and prompts shared between sets. It contains text from the data.
+    /// Write a page that opens offline: the same rows with tokens colored by their use in training, length
+    /// histograms, repetitions, and prompts shared between sets. It contains text from the data.
     #[arg(long, value_name = "FILE")]
     pub(crate) html: Option<PathBuf>,
     /// Write that page as inspect.html, and its contents for programs as inspect.json, to this directory.
