@@ -1,6 +1,6 @@
 //! Dialogues to tokens: `cargo bench -p foil-common`.
 
-// Benchmarks that cannot be set up are left out.
+// A benchmark that cannot set itself up has failed.
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};

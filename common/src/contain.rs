@@ -8,8 +8,8 @@ thread_local! {
     static CONTAINED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `work`, which calls a library that panics on malformed input, and returns the panic as an error. The
-/// process's panic hook is not called.
+/// Runs `work`, which calls a library that panics on malformed input, and returns the panic as an error. Does
+/// not call the process's panic hook.
 ///
 /// # Errors
 /// The panic's message.

@@ -1,9 +1,9 @@
 //! Drift between sampler and trainer: the mismatch of their log-probabilities under one policy.
 //!
 //! The sampler decodes token by token from a KV cache, the trainer reads whole sequences packed end to end;
-//! both compute the same policy with other kernels and other batch shapes. Their log-probabilities of the
-//! same tokens may differ by rounding and by nothing else. So whenever a policy reads its own completions, Δ
-//! = log p(trainer) − log p(sampler) of each token is measured, both at temperature 1, before penalties and
+//! both compute the same policy with different kernels and batch shapes. Their log-probabilities of the same
+//! tokens may differ by rounding and by nothing else. So whenever a policy reads its own completions, Δ = log
+//! p(trainer) − log p(sampler) of each token is measured, both at temperature 1, before penalties and
 //! filters.
 
 use foil_proto::v1;

@@ -9,9 +9,9 @@ use crate::shutdown::Cause;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// Told to exit.
+    /// Exited on request.
     Done = 0,
-    /// An error that the log names.
+    /// An error, which is in the log.
     Failed = 1,
     /// The process that started this one has exited.
     Orphaned = 3,

@@ -1,8 +1,8 @@
 //! The `/metrics` page: every series with its help and type.
 //!
 //! Counters, histograms and gauges that live as long as the process go through the `metrics` crate. Gauges
-//! whose series come and go, such as those of agents, are set as whole families instead: a series that is not
-//! in the latest one disappears, so that no alert depends on a series of something that is gone.
+//! whose series come and go, such as those of agents, are set as whole families instead. A series that is not
+//! in the latest family disappears, so that no alert depends on something that does not exist.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -21,7 +21,7 @@ const PHASE_SECONDS: &[f64] =
 /// Bucket bounds in seconds, from a step of a tiny model to one of a large model on few devices.
 const STEP_SECONDS: &[f64] =
     &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
-/// Bucket bounds in seconds, from a copy of a tiny model to an upload over a slow line; also of recoveries.
+/// Bucket bounds in seconds, from a copy of a tiny model to an upload over a slow line; also for recoveries.
 const SAVE_SECONDS: &[f64] =
     &[0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0];
 
@@ -101,8 +101,8 @@ const COUNTERS: &[(&str, &[&str], &str)] = &[
     ),
 ];
 
-/// Counters of a coordinator that alerts and dashboards watch. They are there from the start, because a
-/// series that begins at 1 has no increase.
+/// Counters of a coordinator that alerts and dashboards watch. They exist from the start, because a series
+/// that begins at 1 shows no increase.
 const ALARMS: &[&str] = &[
     "foil_audit_records_lost_total",
     "foil_checkpoint_verify_failures_total",
@@ -222,7 +222,7 @@ pub fn start_alarms() {
     }
 }
 
-/// A metric as it is described.
+/// The description of a metric.
 #[derive(Debug, Clone, Copy)]
 pub struct Description {
     pub name: &'static str,
@@ -232,7 +232,7 @@ pub struct Description {
     pub help: &'static str,
 }
 
-/// All metrics but those that are set as whole families.
+/// All metrics except those set as whole families.
 pub fn described() -> impl Iterator<Item = Description> {
     let described = |kind| move |name, labels, help| Description { name, kind, labels, help };
     let (counter, gauge, histogram) = (described("counter"), described("gauge"), described("histogram"));

@@ -42,9 +42,8 @@ pub fn read_text(path: &Path, limit: u64) -> io::Result<String> {
 /// Description of a file that [`is_lfs_pointer`] recognizes, and what to do about it.
 pub const LFS_POINTER: &str = "a Git LFS pointer in place of the file: fetch it with `git lfs pull`";
 
-/// Parses a JSON file that transformers also reads, which accepts no byte-order mark. A [`Value`] takes
-/// up to 150 times the memory of its text: of a file that may be large, only the fields that are needed are
-/// read.
+/// Parses a JSON file that transformers also reads, which accepts no byte-order mark. A [`Value`] takes up to
+/// 150 times the memory of its text, so parse only the needed fields of a file that may be large.
 ///
 /// [`Value`]: serde_json::Value
 ///

@@ -1,4 +1,4 @@
-//! JSON log lines, read back for people.
+//! Reads JSON log lines and formats them for people.
 
 use std::fmt::Write;
 
@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 pub struct LogLine(Map<String, Value>);
 
 impl LogLine {
-    /// Reads a line; none if it is not a JSON object.
+    /// Reads a line; `None` if it is not a JSON object.
     pub fn parse(line: &str) -> Option<Self> {
         if !line.starts_with('{') {
             return None;
@@ -40,7 +40,7 @@ impl LogLine {
         text
     }
 
-    /// Its message, then its other fields but time, level, target and those in `omit`.
+    /// Its message, then its other fields except time, level, target and those in `omit`.
     pub fn message(&self, omit: &[&str]) -> String {
         let mut shown = plain(self.text("message"));
         let head = ["time", "level", "target", "message"];

@@ -1,13 +1,13 @@
 //! Keys of ranks' logs in the store, where agents write them and coordinators read them.
 //!
-//! The log of a rank process is a text of JSON lines, kept as parts: objects that hold the bytes `[start,
-//! end)` of it, whole lines each. Parts may overlap, with the same bytes: an agent first writes a small part
-//! every few seconds, and then a larger one that covers them, after which they may be deleted. A part that is
-//! missing leaves a gap that is known by its size.
+//! The log of a rank process consists of JSON lines, stored as parts: objects that each hold its bytes
+//! `[start, end)`, always whole lines. Overlapping parts have the same bytes: an agent first writes a small
+//! part every few seconds, and then a larger one that covers them, after which they may be deleted. A missing
+//! part leaves a gap of known size.
 
 use std::fmt;
 
-/// Size from which on a part is not written again as a piece of a larger one.
+/// Size from which a part is not rewritten as a piece of a larger one.
 pub const PART_BYTES: usize = 64 << 10;
 
 /// Longer lines are cut.
@@ -25,7 +25,7 @@ pub struct Part {
     pub process: Process,
     /// Offset of its first byte in the process's log.
     pub start: u64,
-    /// Offset behind its last byte.
+    /// Offset after its last byte.
     pub end: u64,
     /// Whether the process has ended and nothing follows.
     pub is_last: bool,
@@ -68,7 +68,7 @@ impl Part {
         format!("{}/{:016x}-{:016x}{last}", self.process.prefix(job), self.start, self.end)
     }
 
-    /// The part of a job's log that has this key; none if the key is not one of them.
+    /// The part of a job's log that has this key; `None` if it is not the key of a part.
     pub fn parse(job: &str, key: &str) -> Option<Self> {
         let rest = key.strip_prefix(&prefix(job))?.strip_prefix('/')?;
         let [attempt, rank, session, name] = *rest.split('/').collect::<Vec<_>>() else { return None };
@@ -78,7 +78,7 @@ impl Part {
         let process =
             Process { attempt: attempt.parse().ok()?, rank: rank.parse().ok()?, session: session.to_owned() };
         let part = Self { process, start: offset(start)?, end: offset(end)?, is_last };
-        // One spelling only, so that a key and a part are the same.
+        // Each part has exactly one spelling of its key.
         (part.start <= part.end && part.key(job) == key).then_some(part)
     }
 

@@ -34,7 +34,7 @@ pub fn parse(text: &str) -> Option<MemoryShortage> {
     let device = ["cuda out of memory", "cuda error: out of memory", "cuda driver error: out of memory"];
     let libraries =
         ["cublas_status_alloc_failed", "cudnn_status_alloc_failed", "cusolver_status_alloc_failed"];
-    // NCCL allocates on the device, and its messages do not say so.
+    // NCCL allocates on the device, but its messages do not say so.
     let nccl =
         lower.contains("nccl") && says(&["out of memory", "cuda failure 2", "cuda failure 'out of memory'"]);
     if says(&device) || says(&libraries) || nccl {

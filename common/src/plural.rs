@@ -6,12 +6,12 @@ pub fn counted(count: impl TryInto<u64>, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
-/// The verb of so many: `is` or `are`. Of a part it is that of the part: 1 of 3 rows is.
+/// The verb for a count: `is` or `are`. For a part of a whole, the part counts: 1 of 3 rows is.
 pub fn are(count: impl TryInto<u64>) -> &'static str {
     agreeing(count, "is", "are")
 }
 
-/// The form of a verb or noun for so many.
+/// The form of a verb or noun for a count.
 pub fn agreeing(count: impl TryInto<u64>, one: &'static str, others: &'static str) -> &'static str {
     if count.try_into().is_ok_and(|count| count == 1) { one } else { others }
 }

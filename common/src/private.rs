@@ -19,7 +19,7 @@ pub fn make_directory(directory: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
 
-/// A file that holds a secret, though every user of this machine can read it.
+/// A file that holds a secret but is accessible to every user of this machine.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "{path} holds a secret and is open to all users of this machine (mode {mode:03o}); run `chmod 600 {path}`",
@@ -30,7 +30,7 @@ pub struct Exposed {
     mode: u32,
 }
 
-/// Refuses a file that others can access. Its group may: orchestrators mount secrets that way.
+/// Refuses a file that others can access. Its group may have access: orchestrators mount secrets that way.
 pub fn check_private(path: &Path, metadata: &Metadata) -> Result<(), Exposed> {
     let mode = metadata.mode() & 0o777;
     // A pipe or a device (`<(…)`) has no content that others could open.

@@ -1,5 +1,5 @@
-//! Paths of an artifact's files. Another process chose them, so they must not escape the directory that they
-//! are written to.
+//! Paths of an artifact's files. Another process chose them, so they must not escape the directory they are
+//! written to.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! Which of a prompt's completions training reads, by their rewards: pairs, the best one, and the part that a
-//! policy method gives to each.
+//! Selects the completions of a prompt that training reads, by their rewards: pairs, the best one, and the
+//! role that a policy method gives to each.
 
 use std::cmp::Ordering;
 
@@ -21,12 +21,12 @@ pub struct ScoredCompletion<'a> {
     pub reward: f64,
 }
 
-/// The part of a completion in a policy method's loss.
+/// The role of a completion in a policy method's loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// The loss does not read it.
     Unused,
-    /// The loss reads it, and prefers neither it to all others that it reads nor all of those to it.
+    /// The loss reads it, but neither prefers it to all others that it reads nor prefers all of those to it.
     Used,
     /// The best one, or the preferred one of its pairs.
     Chosen,
@@ -34,7 +34,7 @@ pub enum Part {
     Rejected,
 }
 
-/// The part of each of a prompt's completions in the loss of `method`.
+/// The role of each of a prompt's completions in the loss of `method`.
 pub fn parts(method: &Method, completions: &[ScoredCompletion<'_>]) -> Vec<Part> {
     let (rewards, texts) = comparable(completions);
     let best = || best_of(&rewards, &texts);
@@ -74,8 +74,8 @@ fn of_pairs(completions: usize, pairs: &[Preference], best: Option<usize>) -> Ve
     (0..completions).map(part).collect()
 }
 
-/// Rewards and texts. A completion without tokens has no likelihood: its reward is NaN, which nothing
-/// chooses.
+/// Rewards and texts. A completion without tokens has no likelihood: its reward is NaN, so that it is never
+/// chosen.
 pub fn comparable<'a>(completions: &[ScoredCompletion<'a>]) -> (Vec<f64>, Vec<&'a str>) {
     let reward = |completion: &ScoredCompletion<'_>| match completion.tokens {
         0 => f64::NAN,
@@ -86,9 +86,10 @@ pub fn comparable<'a>(completions: &[ScoredCompletion<'a>]) -> (Vec<f64>, Vec<&'
 
 /// The pairs that `pairing` makes of one prompt's completions.
 ///
-/// `rewards` and `texts` run over the completions. The chosen one's reward is higher than the other's: ties
-/// make no pair. A blank completion (nothing but white space) is never chosen, though it may be rejected. A
-/// completion without a finite reward takes no part. Equal rewards keep the order of their completions.
+/// `rewards` and `texts` have one entry per completion. The chosen one's reward is higher than the other's:
+/// ties make no pair. A blank completion (nothing but white space) is never chosen, though it may be
+/// rejected. A completion without a finite reward is ignored. Equal rewards keep the order of their
+/// completions.
 ///
 /// - `BestWorst`: the best against the worst; one pair or none.
 /// - `TopBottom(k)`: the best against the worst, the second best against the second worst, …; at most k
@@ -132,7 +133,7 @@ pub fn best_of(scores: &[f64], texts: &[impl AsRef<str>]) -> Option<usize> {
     winner.map(|(index, _)| index)
 }
 
-/// Whether a completion is nothing but white space.
+/// Whether a completion consists of white space only.
 pub fn is_blank(text: &str) -> bool {
     text.trim().is_empty()
 }
@@ -159,7 +160,7 @@ mod tests {
         let texts = ["a", "b", "c", "d"];
         assert_eq!(indices(&[1.0, 3.0, 0.0, 2.0], &texts, Pairing::BestWorst), [(1, 2)]);
         let equals = indices(&[3.0, 3.0, 0.0, 0.0], &texts, Pairing::BestWorst);
-        assert_eq!(equals, [(0, 2)], "the first of equals on either side");
+        assert_eq!(equals, [(0, 2)], "the first of equals wins on either side");
         assert_eq!(indices(&[1.0], &["a"], Pairing::BestWorst), []);
     }
 
@@ -181,7 +182,7 @@ mod tests {
     fn ties_blanks_and_nan_make_no_winner() {
         for pairing in [Pairing::BestWorst, Pairing::TopBottom(3), Pairing::All] {
             assert_eq!(indices(&[1.0, 1.0], &["a", "b"], pairing), []);
-            assert_eq!(indices(&[9.0, 1.0], &[" \n", "b"], pairing), [], "a blank would win");
+            assert_eq!(indices(&[9.0, 1.0], &[" \n", "b"], pairing), [], "a blank must not win");
             assert_eq!(indices(&[0.0, 1.0], &["", "b"], pairing), [(1, 0)], "a blank may lose");
             assert_eq!(indices(&[f64::NAN, 1.0, f64::INFINITY], &["a", "b", "c"], pairing), []);
         }

@@ -100,8 +100,7 @@ fn is_ignored(kind: SignalKind) -> bool {
     std::fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores(&status, kind.as_raw_value()))
 }
 
-/// Whether the text of /proc/N/status says that a signal is ignored: its line SigIgn is a mask in
-/// hexadecimal.
+/// Whether the text of /proc/N/status shows that a signal is ignored: its line SigIgn is a hexadecimal mask.
 fn ignores(status: &str, signal: i32) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
@@ -116,7 +115,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_closed_terminal_asks_to_end_like_any_other_signal() {
-        // The tests may run under nohup, which ignores it.
+        // The tests may run under nohup, which ignores SIGHUP.
         let shutdown = listen(false).unwrap();
         assert_eq!(shutdown.cause(), None);
         raise(Signal::SIGHUP).unwrap();

@@ -126,9 +126,9 @@ fn panic_line(panic: &PanicHookInfo<'_>) {
     write_line(&json_line("ERROR", "panic", &message, &fields));
 }
 
-/// Writes a line to standard error at once, so that processes that share it do not mix their lines.
+/// Writes a line to standard error in one write, so that processes that share it do not mix their lines.
 pub fn write_line(line: &str) {
-    // Without standard error there is nobody to tell.
+    // Without standard error, the message cannot be reported.
     let _ = io::stderr().lock().write_all(format!("{line}\n").as_bytes());
 }
 

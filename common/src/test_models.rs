@@ -1,11 +1,11 @@
-//! Real models and data for tests, which are not part of the repository. tests/README.md says what they are.
+//! Real models and data for tests, which are not part of the repository. tests/README.md describes them.
 
 use std::path::{Path, PathBuf};
 
 const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
-/// A path in the folder that `FOIL_TEST_MODELS` names, by default `shared` beside the repository. Prints that
-/// the test is skipped and returns `None` if there is nothing at that path.
+/// A path in the folder that `FOIL_TEST_MODELS` names, by default `shared` next to the repository. Prints
+/// that the test is skipped and returns `None` if there is nothing at that path.
 pub fn path(path: &str) -> Option<PathBuf> {
     let path = folder().join(path);
     existing(&path, "set FOIL_TEST_MODELS as tests/README.md says")

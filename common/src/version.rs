@@ -12,8 +12,7 @@ pub const BUILD: &str = match option_env!("FOIL_BUILD_ID") {
 /// Header of a coordinator's answers: its version and, after a space, its build.
 pub const HEADER: &str = "foil-version";
 
-/// The difference of a peer's version or build from this program's; `None` if they agree as far as both are
-/// known.
+/// How a peer's version or build differs from this program's; `None` if they agree where both are known.
 pub fn skew(version: &str, build: &str) -> Option<String> {
     difference((VERSION, BUILD), (version, build))
 }

@@ -1,7 +1,8 @@
-//! Memory that reading a large file takes: the rows that are kept, and a batch.
+//! Checks that reading a large file takes memory only for the rows kept and one batch.
 //!
-//! The ordinary run writes a file of some 15 MB. `FOIL_LARGE_PARQUET=PATH cargo test -p foil-common --test
-//! data_memory` reads the one of some 100 MB that `scripts/fixtures/data_files.py --large PATH` has written.
+//! The ordinary run writes a file of about 15 MB. `FOIL_LARGE_PARQUET=PATH cargo test -p foil-common --test
+//! data_memory` reads the file of about 100 MB that `scripts/fixtures/data_files.py --large PATH` has
+//! written.
 
 #![allow(clippy::print_stdout, reason = "figures of a run")]
 #![allow(clippy::disallowed_methods, reason = "fresh data in each run")]
@@ -18,7 +19,7 @@ use foil_common::data::rows::PairRow;
 use parquet::arrow::ArrowWriter;
 use rand::distr::{Alphanumeric, SampleString};
 
-/// Writes rows of random letters, beside columns that nobody reads.
+/// Writes rows of random letters, with additional columns that are not read.
 fn write(path: &Path) {
     let text = |length| Alphanumeric.sample_string(&mut rand::rng(), length);
     let texts = |length| Arc::new(StringArray::from_iter_values((0..1000).map(|_| text(length)))) as ArrayRef;
@@ -36,7 +37,7 @@ fn write(path: &Path) {
     writer.unwrap().close().unwrap();
 }
 
-/// Largest resident memory of this process in bytes, since it was last forgotten.
+/// Peak resident memory of this process in bytes, since it was last reset.
 fn peak() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();

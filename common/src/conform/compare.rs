@@ -26,7 +26,7 @@ pub fn names(kind: Kind) -> &'static [&'static str] {
     }
 }
 
-/// Findings that none of these checks could be made, and why.
+/// Findings that none of these checks could run, and why.
 pub fn unchecked(kind: Kind, why: &str) -> Vec<Finding> {
     names(kind).iter().map(|name| Finding::unchecked(name, why)).collect()
 }

@@ -1,4 +1,4 @@
-//! Checks of a result directory that need nothing but its files.
+//! Checks of a result directory that need only its files.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -62,7 +62,7 @@ pub fn inspect(dir: &Path) -> Inspected {
     Inspected { kind, findings, probe: Some(probe) }
 }
 
-/// The settings of a reader who has only the directory.
+/// The settings that a reader of only the directory would use.
 fn settings(files: &ModelText) -> Text {
     Text {
         template: if files.chat_template().is_some() { Template::Chat } else { Template::Plain },
@@ -192,7 +192,7 @@ impl Tokens<'_> {
         Finding::of(check::PAD, &faults, self.described(&named))
     }
 
-    /// Files other than config.json that name another token.
+    /// Contradictions of config.json by files that name another token.
     fn disagreements(&self, name: &str, field: &str, named: &[u32]) -> Vec<String> {
         let mut faults = Vec::new();
         if let Some(generation) = self.files.generation_config.get(field).filter(|value| !value.is_null())

@@ -3,8 +3,8 @@
 //!
 //! [`files::inspect`] reads the directory and returns the first findings and a [`Probe`], the inputs for both
 //! sides. The worker, which has libtorch, returns [`Measured`], [`peer::ask`] returns [`peer::PeerResult`],
-//! and [`compare::findings`] compares the two. A check that could not be made is a finding of its own, never
-//! a pass.
+//! and [`compare::findings`] compares the two. A check that could not run is a separate finding, never a
+//! pass.
 
 pub mod compare;
 pub mod files;
@@ -49,7 +49,7 @@ pub enum Outcome {
 pub struct Finding {
     pub check: String,
     pub outcome: Outcome,
-    /// The measured numbers, the fault and what to do about it, or why the check could not be made.
+    /// The measured numbers, the fault and what to do about it, or why the check could not run.
     pub detail: String,
 }
 

@@ -1,9 +1,9 @@
 //! Mixtures of sources by weight.
 
-/// The number of rows that each source gives to a mixture: the largest numbers in the proportion of the
-/// weights for which every source has the rows, rounded down, and together at most `limit`. What rounding
-/// leaves over goes to the sources with the largest remainders, the first of equal ones. No source that has
-/// rows gives none.
+/// The number of rows that each source gives to a mixture: the largest numbers in proportion to the weights
+/// for which every source has enough rows, rounded down, with a total of at most `limit`. Rows left over by
+/// rounding go to the sources with the largest remainders, the first of equal ones. Every source that has
+/// rows gives at least one.
 ///
 /// `available` are the rows of each source, and `weights` their positive weights.
 pub fn shares(available: &[usize], weights: &[f64], limit: Option<usize>) -> Vec<usize> {
@@ -56,7 +56,7 @@ mod tests {
         assert_eq!(shares(&[100, 1000], &[1.0, 2.0], Some(30)), [10, 20]);
         assert_eq!(shares(&[100, 1000], &[1.0, 2.0], Some(31)), [10, 21]);
         assert_eq!(shares(&[50, 50, 50], &[0.7, 0.2, 0.1], None), [50, 14, 7]);
-        // A source without rows gives none and takes none away; one with rows is never left out.
+        // A source without rows gives none and does not reduce the others; one with rows is never left out.
         assert_eq!(shares(&[0, 10], &[5.0, 1.0], None), [0, 10]);
         assert_eq!(shares(&[10, 10], &[1e-3, 1.0], None), [1, 10]);
         assert_eq!(shares(&[0, 0], &[1.0, 1.0], None), [0, 0]);

@@ -98,8 +98,8 @@ pub struct PairRow {
     /// negative.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub margin: Option<f64>,
-    /// Parts of a benchmark that the pair belongs to, as names of metrics have them; accuracy is also
-    /// measured on each. Rows that are trained on have none.
+    /// Parts of a benchmark that the pair belongs to, as used in metric names; accuracy is also measured on
+    /// each. Training rows have none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<String>,
 }
@@ -271,7 +271,7 @@ pub fn read<T: Row>(file: &str, bytes: &[u8]) -> Result<Vec<T>, RowError> {
 pub fn write<T: Row>(rows: &[T]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for row in rows {
-        // A row holds strings and numbers only, and a Vec takes all that is written to it.
+        // A row holds only strings and numbers, and writing to a Vec cannot fail.
         if serde_json::to_writer(&mut bytes, row).is_ok() {
             bytes.push(b'\n');
         }

@@ -28,7 +28,7 @@ pub fn draw(
     drawn.into_iter().map(|(_, id)| id).collect()
 }
 
-/// Splits off the rows of `fraction` of the distinct prompts: (rest, held out). All rows of a prompt land on
+/// Splits off the rows of `fraction` of the distinct prompts: (rest, held out). All rows of a prompt stay on
 /// one side. A fraction above 0 holds out at least one prompt and leaves at least one, if there are two.
 pub fn hold_out<T: Row>(rows: Vec<T>, fraction: f64, seed: u64, purpose: &str) -> (Vec<T>, Vec<T>) {
     let prompts: BTreeSet<PromptKey> = rows.iter().map(|row| row.prompt().key()).collect();

@@ -37,7 +37,7 @@ pub struct Letters {
     pub evaluation_prompts: Vec<PromptRow>,
 }
 
-/// Generates all sets. Each has a random stream of its own: the size of one does not change the others, and a
+/// Generates all sets. Each has its own random stream: the size of one does not change the others, and a
 /// larger set starts with the rows of a smaller one.
 pub fn generate(seed: u64, counts: Counts) -> Letters {
     let mut draw = Draw::new(seed, "sft");

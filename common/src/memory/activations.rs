@@ -55,7 +55,7 @@ impl Compute {
         }
     }
 
-    /// Bytes of a number's copy in another kind than fp32; 0 if none is made.
+    /// Bytes of a number's copy in a format other than fp32; 0 if none is made.
     fn copy(self) -> u64 {
         match self.precision {
             Precision::Fp32 => 0,
@@ -119,7 +119,8 @@ impl Pass<'_> {
         match (self.compute.device, self.compute.precision) {
             // Rotated queries and keys, and values, in fp32.
             (DeviceKind::Cpu, _) => tokens * F32 * (q + 2 * kv),
-            // Flash attention: its inputs, keys and values laid out for each sequence, and one number a head.
+            // Flash attention: its inputs, keys and values laid out for each sequence, and one number per
+            // head.
             (DeviceKind::Cuda, Precision::Bf16) => {
                 tokens * (size * q + F32 * self.shape.heads) + self.batch.keys * size * 2 * kv
             }
@@ -131,7 +132,7 @@ impl Pass<'_> {
         }
     }
 
-    /// A layer from its attention's result on: that, the second norm, and SwiGLU's inputs and result.
+    /// A layer from its attention's result on: the result, the second norm, and SwiGLU's inputs and result.
     fn exit(&self, tokens: u64) -> u64 {
         let (shape, size) = (self.shape, self.compute.size());
         // ATen's silu(gate) · up keeps silu(gate) as well.
@@ -222,7 +223,7 @@ impl Pass<'_> {
 
     fn chunk(&self) -> u64 {
         let rows = (chunk_logits(self.compute.device) / self.shape.vocabulary).max(1).min(self.batch.outputs);
-        // ATen widens logits and takes their exponentials beside them; the CPU's loop needs neither.
+        // ATen widens logits and allocates their exponentials as well; the CPU's loop needs neither.
         let each = if self.compute.is_cpu() { self.compute.size() } else { self.compute.size() + 2 * F32 };
         rows * self.shape.vocabulary * each
     }

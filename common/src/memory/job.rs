@@ -61,8 +61,8 @@ impl<'a> Estimator<'a> {
         inference(model, 1, self.read(self.scored(), self.reward_budget()), self.compute)
     }
 
-    /// The reference and the old policy are one if both are the policy that the round started with. Two may
-    /// be resident `together`.
+    /// The reference and the old policy are one if both are the policy that the round started with. Two
+    /// models may be resident `together`.
     pub fn ref_log_probs(&self, together: bool) -> Estimate {
         let needs = self.job.policy_step.method.needs();
         let initial = needs.reference == Some(spec::ReferencePolicy::Initial) && self.job.rounds > 1;

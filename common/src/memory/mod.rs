@@ -1,6 +1,6 @@
 //! Estimates of a rank's peak device memory in each kind of phase, from the shape of the model.
 //!
-//! Estimates are meant to be slightly above what a run takes. They follow the worker's implementation; a test
+//! Estimates are meant to be slightly above the actual usage. They follow the worker's implementation; a test
 //! there compares the activations with what libtorch really allocates.
 
 mod activations;

@@ -10,7 +10,7 @@ const F32: u64 = 4;
 /// Maximum number of prompt tokens in one prefill of several prompts.
 const PREFILL_TOKENS: u64 = 8192;
 
-/// Maximum number of logits from which the worker samples at once, if it samples by tensor operations.
+/// Maximum number of logits from which the worker samples at a time, if it samples by tensor operations.
 pub const MAX_SAMPLED_LOGITS: u64 = 1 << 23;
 
 /// Number of fp64 or int64 tensors of that size alive at the peak of such sampling.
@@ -75,10 +75,10 @@ pub struct Estimate {
     /// Weights of every resident model: fp32 masters, this rank's shard of them in training with FSDP, or
     /// weights in the compute precision in its other phases.
     pub weights: u64,
-    /// Copies of weights in the precision or layout of matrix products; those that FSDP gathers.
+    /// Copies of weights in the precision or layout of matrix products, or those that FSDP gathers.
     pub copies: u64,
-    /// Fp32 gradients; with FSDP, this rank's shard of them. Without it they are views of what the ranks
-    /// sum, which takes nothing more.
+    /// Fp32 gradients; with FSDP, this rank's shard of them. Without FSDP they are views of what the ranks
+    /// sum, which takes no additional memory.
     pub gradients: u64,
     /// AdamW's two moments in fp32, or this rank's shard of them.
     pub optimizer: u64,
@@ -90,11 +90,11 @@ pub struct Estimate {
     pub kv_cache: u64,
     /// Working memory of a layer.
     pub working: u64,
-    /// The copy of a rank's state for a checkpoint, if it lies in the memory of the device.
+    /// The copy of a rank's state for a checkpoint, if it is in device memory.
     pub snapshot: u64,
     /// Memory that is not tensors.
     pub reserve: u64,
-    /// Pinned memory of the host for the copy, beside the total.
+    /// Pinned host memory for the copy, not part of the total.
     pub pinned: u64,
 }
 
@@ -215,8 +215,8 @@ pub struct Evaluated<'a> {
     pub together: bool,
 }
 
-/// Evaluation of a round: the policy generates, the reward model scores, and the start policy is compared
-/// with.
+/// Evaluation of a round: the policy generates, the reward model scores, and the policy is compared with the
+/// start policy.
 pub fn evaluation(models: Evaluated<'_>, decoding: Decoding, batch: Batch, compute: Compute) -> Estimate {
     let Evaluated { policy, reward, with_reference, together } = models;
     let language = Model { shape: policy, head: Head::Language };
@@ -269,7 +269,7 @@ pub fn training(model: Model<'_>, training: Training, batch: Batch, compute: Com
     let backward = pass.backward_working(match (whole, training.checkpointing) {
         (false, _) => 0,
         (true, false) => model.shape.largest_matrix(),
-        // A recomputed layer yields the gradients of all its matrices at once.
+        // A recomputed layer yields the gradients of all its matrices together.
         (true, true) => model.shape.matrices() / model.shape.layers,
     });
     let (logits, working) = match model.head {
@@ -279,8 +279,8 @@ pub fn training(model: Model<'_>, training: Training, batch: Batch, compute: Com
             (loss.gradients + loss.scratch, backward.saturating_sub(loss.scratch))
         }
         Head::Reward if !whole => (0, backward),
-        // At the end of backward, when activations are gone, the embeddings' gradient exists twice: before
-        // and after it is accumulated.
+        // At the end of backward, when activations have been freed, the embeddings' gradient exists twice:
+        // before and after it is accumulated.
         Head::Reward => {
             (0, backward.max((F32 * model.shape.vocabulary_matrix()).saturating_sub(activations)))
         }
@@ -328,7 +328,7 @@ fn sharded_training(model: Model<'_>, training: Training, batch: Batch, compute:
         }
     };
     let backward = pass.activation_gradients() + own + in_flight;
-    // The embeddings come last, when activations are gone.
+    // The embeddings come last, when activations have been freed.
     let backward = backward.max(embeddings.saturating_sub(activations));
     let (logits, working) = match model.head {
         Head::Reward => (0, backward),

@@ -104,7 +104,7 @@ fn activations_on_a_cpu_equal_a_count_by_hand() {
     let angles_and_ids = 3 * (8 + 16);
     let end = 2 * (16 + 4);
     assert_eq!(pass.kept(), entry + exit + angles_and_ids + end);
-    // Where the layer is computed again, all its tokens are.
+    // A recomputed layer is recomputed for all its tokens.
     let again = 3 * (16 + 16) + entry + exit / 2 * 3 + angles_and_ids + end;
     assert_eq!(pass.kept_by_checkpoints(), again);
     assert_eq!(pass.loss(true).gradients, 4 * 40 + 2 * 16);
@@ -186,13 +186,13 @@ fn a_cache_holds_every_slot_and_the_staging_slot() {
     let shape = llama_7b();
     let decoding = Decoding { max_num_seqs: 63, prompt: 256, completion: 256 };
     let estimate = generation(&shape, decoding, BF16);
-    // 32 layers of keys and values, 4096 wide, in bf16: half a MiB a token.
+    // 32 layers of keys and values, 4096 wide, in bf16: half a MiB per token.
     assert_eq!(estimate.kv_cache, 64 * 512 * (512 << 10));
     assert_eq!(estimate.copies, 2 * (shape.matrices() + shape.vocabulary_matrix()));
     assert_eq!((estimate.gradients, estimate.optimizer, estimate.activations), (0, 0, 0));
 }
 
-/// Without masters, weights take two bytes but for norms and a reward model's head, and nothing is cast on
+/// Without masters, weights take two bytes except for norms and a reward model's head, and nothing is cast on
 /// GPUs.
 #[test]
 fn phases_that_do_not_train_hold_the_compute_precision_with_fsdp() {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::input_file;
 
-/// A fault of a model directory; every message says where it is and what to do.
+/// A fault of a model directory; every message states its location and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ModelFilesError {
     #[error("{path}: {reason}", path = path.display())]

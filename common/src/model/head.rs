@@ -33,7 +33,7 @@ impl HeadKind {
         if names.iter().any(|name| name.ends_with(CLASSIFIER)) {
             return require_one_label(config).map(|()| Self::Reward);
         }
-        // A bare `…Model` is recognized by the names of its tensors, which say more.
+        // A bare `…Model` is recognized by its tensor names, which are more specific.
         let known = |name: &&str| name.ends_with(CAUSAL) || name.ends_with("Model");
         match names.iter().find(|name| !known(name) || name.ends_with("RewardModel")) {
             None => Ok(Self::LanguageModel),
@@ -45,8 +45,7 @@ impl HeadKind {
     }
 }
 
-/// A reward model has one label. If neither field states the number of labels, the shape of the head will
-/// tell.
+/// A reward model has one label. If neither field states the number of labels, the shape of the head decides.
 fn require_one_label(config: &Value) -> Result<(), ModelFilesError> {
     let by_name = config.get("id2label").and_then(Value::as_object).map(|labels| labels.len() as u64);
     let counts = [("num_labels", config.get("num_labels").and_then(Value::as_u64)), ("id2label", by_name)];

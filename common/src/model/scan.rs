@@ -129,7 +129,7 @@ mod tests {
 
     use super::*;
 
-    /// A file of one tensor of `width` bytes a number.
+    /// A file with one tensor of `width` bytes per number.
     fn write(dir: &Path, dtype: &str, width: usize, bytes: &[u8]) -> WeightFiles {
         let shape = [bytes.len() / width];
         let header = json!({ "w": { "dtype": dtype, "shape": shape, "data_offsets": [0, bytes.len()] } });

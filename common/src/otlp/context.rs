@@ -6,8 +6,7 @@ use std::str::FromStr;
 
 /// Identity of a span, and whether its trace is recorded.
 ///
-/// Ids derive from names, so that processes that know the same names know the same ids without telling each
-/// other.
+/// Ids derive from names, so that processes that know the same names agree on the ids without communication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TraceContext {
     trace: [u8; 16],
@@ -15,13 +14,13 @@ pub struct TraceContext {
     sampled: bool,
 }
 
-/// A text that is no `traceparent`; by the standard it is ignored.
+/// A text that is not a valid `traceparent`, which the standard says to ignore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("expected 00-TRACE-PARENT-FLAGS, in lower-case hex of 32, 16 and 2 digits")]
 pub struct NotTraceparent;
 
 impl TraceContext {
-    /// The first span of a trace of its own, which is recorded.
+    /// The root span of a new trace, which is recorded.
     pub fn root(name: &str) -> Self {
         let hash = hash(b"trace", &[name.as_bytes()]);
         let (mut trace, mut span) = ([0; 16], [0; 8]);
@@ -30,7 +29,7 @@ impl TraceContext {
         Self { trace: not_zero(trace), span: not_zero(span), sampled: true }
     }
 
-    /// A span below this one. Names must differ among the children of a span.
+    /// A child of this span. The names of a span's children must differ.
     #[must_use]
     pub fn child(&self, name: &str) -> Self {
         let hash = hash(b"span", &[&self.trace, &self.span, name.as_bytes()]);
@@ -39,7 +38,7 @@ impl TraceContext {
         Self { span: not_zero(span), ..*self }
     }
 
-    /// False if whoever began the trace does not record it.
+    /// False if the program that began the trace does not record it.
     pub fn is_sampled(&self) -> bool {
         self.sampled
     }
@@ -62,7 +61,7 @@ fn hash(kind: &[u8], parts: &[&[u8]]) -> [u8; 32] {
     hasher.finalize().into()
 }
 
-/// An id of zeros is none.
+/// Avoids an id of zeros, which is invalid.
 fn not_zero<const N: usize>(mut id: [u8; N]) -> [u8; N] {
     if id == [0; N] {
         id[N - 1] = 1;
@@ -70,7 +69,7 @@ fn not_zero<const N: usize>(mut id: [u8; N]) -> [u8; N] {
     id
 }
 
-/// Bytes from lower-case hex; none for zeros alone.
+/// Bytes from lower-case hex; `None` if all are zero.
 fn id<const N: usize>(text: &str) -> Option<[u8; N]> {
     let digits = text.as_bytes();
     let is_lower = digits.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));

@@ -1,5 +1,5 @@
-//! The tasks that send spans and metrics. What a collector does not take in time is dropped and counted:
-//! nothing ever waits for a collector.
+//! The tasks that send spans and metrics. Data that a collector does not accept in time is dropped and
+//! counted: nothing ever waits for a collector.
 
 #![expect(
     clippy::disallowed_methods,
@@ -20,19 +20,19 @@ use super::collector::{Collector, Failure, Rejected};
 use super::config::{Config, ConfigError, ENDPOINT};
 use super::{Span, page};
 
-/// Number of spans that wait to be sent; more are dropped.
+/// Maximum number of spans waiting to be sent; more are dropped.
 const QUEUE: usize = 2048;
 /// Maximum number of spans of one request.
 const BATCH: usize = 512;
-/// Time for which a span waits for more.
+/// Time for which a span waits for others to fill a batch.
 const DELAY: Duration = Duration::from_secs(1);
-/// Number of times that a request is tried again while the collector is unavailable, and the first pause.
+/// Number of retries of a request while the collector is unavailable, and the first pause.
 const RETRIES: usize = 4;
 const PAUSE: Duration = Duration::from_secs(1);
-/// A collector in trouble is reported once in this time.
+/// Interval at which a failing collector is reported.
 const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Where spans wait to be sent; empty if this process sends none.
+/// Queue of spans to send; empty if this process sends none.
 static SPANS: OnceLock<mpsc::Sender<Span>> = OnceLock::new();
 
 /// Whether this process sends spans.
@@ -63,7 +63,7 @@ pub fn now() -> u64 {
     u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// The tasks that send what this process tells.
+/// The tasks that send this process's spans and metrics.
 #[derive(Debug, Default)]
 pub struct Exporter {
     stop: CancellationToken,
@@ -71,7 +71,7 @@ pub struct Exporter {
 }
 
 impl Exporter {
-    /// Starts to send, once per process. `page` gives the `/metrics` page, of a process that has one. Must be
+    /// Starts sending, once per process. `page` renders the `/metrics` page, if the process has one. Must be
     /// called within a tokio runtime.
     ///
     /// # Errors
@@ -107,7 +107,7 @@ impl Exporter {
         Ok(exporter)
     }
 
-    /// Sends what waits, for at most `limit`, and nothing after it.
+    /// Sends what is queued, for at most `limit`, and nothing afterwards.
     pub async fn shut_down(&mut self, limit: Duration) {
         self.stop.cancel();
         let ended = timeout(limit, async { while self.tasks.join_next().await.is_some() {} }).await;
@@ -120,8 +120,8 @@ impl Exporter {
     }
 }
 
-/// Sends spans until `stop` is canceled or no more can come, and then those that wait. `pause` is the first
-/// one between tries.
+/// Sends spans until `stop` is canceled or no more can come, and then those still queued. `pause` is the
+/// first pause between tries.
 pub(super) async fn send_spans(
     collector: Collector,
     mut queue: mpsc::Receiver<Span>,
@@ -164,8 +164,8 @@ async fn fill(batch: &mut Vec<Span>, queue: &mut mpsc::Receiver<Span>) {
     while batch.len() < BATCH && queue.recv_many(batch, BATCH - batch.len()).await > 0 {}
 }
 
-/// Tries a call again while the collector is unavailable, after pauses that are no shorter than it asks for.
-/// Once the process is to end, there is one more try, also if a try was in progress.
+/// Retries a call while the collector is unavailable, with pauses no shorter than it requests. Once the
+/// process is to end, there is one more try, even if a try was in progress.
 async fn retried<F>(
     call: impl Fn() -> F,
     pause: Duration,
@@ -192,7 +192,7 @@ where
         .await
 }
 
-/// Sends what `page` says every `period`, and once more when `stop` is canceled.
+/// Sends the metrics of `page` every `period`, and once more when `stop` is canceled.
 pub(super) async fn send_metrics(
     collector: Collector,
     page: impl Fn() -> String,
@@ -211,7 +211,7 @@ pub(super) async fn send_metrics(
         };
         let metrics = page::metrics(&page(), start, now());
         let points = page::points(&metrics);
-        // The next ones say what these would have said.
+        // The next metrics include what these would have reported.
         let sent = collector.send_metrics(metrics).await;
         if let Err(failure) = &sent {
             ticks.reset_after(period.max(failure.pause()));
@@ -223,13 +223,13 @@ pub(super) async fn send_metrics(
     }
 }
 
-/// Counts what a collector does not take, and says so once in a while.
+/// Counts what a collector does not accept, and logs it periodically.
 struct Trouble {
     signal: &'static str,
-    /// Since the last line about it.
+    /// Number of items lost since the last log line.
     lost: u64,
     warned: Option<Instant>,
-    /// The trouble continues, and a line has said so.
+    /// Whether the trouble that continues has been logged.
     is_told: bool,
 }
 

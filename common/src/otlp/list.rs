@@ -5,7 +5,7 @@ const PAIRS: usize = 128;
 /// Size limit of a key and of a value.
 pub(super) const TEXT_BYTES: usize = 4096;
 
-/// The pairs of a list; problems name a pair by its place and never show it.
+/// The pairs of a list. Errors name a pair by its position and never show it.
 pub(super) fn pairs(text: &str) -> Result<Vec<(String, String)>, String> {
     let parts: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
     if parts.len() > PAIRS {

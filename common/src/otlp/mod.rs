@@ -1,7 +1,7 @@
 //! Traces and metrics for an OpenTelemetry collector, by OTLP over gRPC or HTTP.
 //!
-//! Spans are values: whoever knows how a piece of work went makes one and gives it to [`send`], which does
-//! nothing where the environment names no collector. Ids derive from names ([`TraceContext`]), so that a
+//! Spans are values: code that knows how a piece of work went creates one and passes it to [`send`], which
+//! does nothing if the environment names no collector. Ids derive from names ([`TraceContext`]), so that a
 //! coordinator that takes over continues with the same spans. Metrics are read from the `/metrics` page.
 
 mod collector;

@@ -1,4 +1,4 @@
-//! The `/metrics` page as OTLP metrics: the same series, so that what is pushed and what is scraped cannot
+//! Converts the `/metrics` page to OTLP metrics: the same series, so that pushed and scraped metrics cannot
 //! differ.
 
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use super::span::attribute;
 type Labels = Vec<(String, String)>;
 
 /// The metrics of a page in Prometheus' text format, as measured at `now` since `start` (nanoseconds since
-/// the Unix epoch). What is neither a counter, a gauge nor a histogram is left out.
+/// the Unix epoch). Metrics that are not counters, gauges or histograms are left out.
 pub(super) fn metrics(page: &str, start: u64, now: u64) -> Vec<Metric> {
     let mut families: Vec<Family<'_>> = Vec::new();
     let mut help = ("", "");
@@ -33,7 +33,7 @@ pub(super) fn metrics(page: &str, start: u64, now: u64) -> Vec<Metric> {
     families.into_iter().filter_map(|family| family.metric(start, now)).collect()
 }
 
-/// Number of points, which each have a value of their own.
+/// Number of data points, each of which has its own value.
 pub(super) fn points(metrics: &[Metric]) -> u64 {
     let count = |metric: &Metric| match &metric.data {
         Some(Data::Gauge(gauge)) => gauge.data_points.len(),
@@ -78,7 +78,7 @@ impl Family<'_> {
                 aggregation_temporality: cumulative,
                 is_monotonic: true,
             }),
-            // A gauge has no time at which it began.
+            // A gauge has no start time.
             "gauge" => Data::Gauge(Gauge { data_points: numbers(samples, 0) }),
             "histogram" => Data::Histogram(Histogram {
                 data_points: histograms(name, samples, start, now),
@@ -91,7 +91,7 @@ impl Family<'_> {
     }
 }
 
-/// The unit in UCUM, which Prometheus has in the name.
+/// The UCUM unit, which Prometheus puts in the name.
 fn unit(name: &str) -> &'static str {
     let base = name.trim_end_matches("_total");
     match base.rsplit('_').next() {
@@ -133,7 +133,7 @@ fn histograms(name: &str, samples: Vec<Sample<'_>>, start: u64, now: u64) -> Vec
             count: buckets.count,
             sum: Some(buckets.sum),
             bucket_counts: buckets.cumulative.iter().map(own).collect(),
-            // The last bucket ends nowhere.
+            // The last bucket has no upper bound.
             explicit_bounds: buckets
                 .cumulative
                 .iter()
@@ -150,7 +150,7 @@ fn attributes(labels: Labels) -> Vec<KeyValue> {
     labels.into_iter().map(|(name, value)| attribute(&name, value.as_str().into())).collect()
 }
 
-/// `name{label="value",…} number`; none for any other line.
+/// Parses `name{label="value",…} number`; `None` for any other line.
 fn sample(line: &str) -> Option<Sample<'_>> {
     let end = line.find(['{', ' ']).filter(|end| *end > 0 && !line.starts_with('#'))?;
     let (name, mut rest) = line.split_at(end);

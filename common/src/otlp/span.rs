@@ -12,7 +12,7 @@ const MESSAGE_BYTES: usize = 1024;
 
 pub use wire::span::SpanKind;
 
-/// A piece of work that is over.
+/// A finished piece of work.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Span {
     pub context: TraceContext,
@@ -27,7 +27,7 @@ pub struct Span {
     pub error: Option<String>,
 }
 
-/// A name of a span, with its value.
+/// The name and value of a span's attribute.
 pub type Attribute = (&'static str, AttributeValue);
 
 #[derive(Debug, Clone, PartialEq)]
@@ -65,7 +65,8 @@ impl From<Span> for wire::Span {
             trace_id: context.trace_id(),
             span_id: context.span_id(),
             parent_span_id: parent.map(|parent| parent.span_id()).unwrap_or_default(),
-            // W3C trace flags. The bits for a remote parent stay unset: whether it is one is not known.
+            // W3C trace flags. The bits for a remote parent stay unset: it is unknown whether the parent is
+            // remote.
             flags: u32::from(context.is_sampled()),
             name,
             kind: kind.into(),

@@ -13,19 +13,18 @@ use tonic::codegen::http::{HeaderMap, HeaderValue};
 use super::TlsFiles;
 use crate::private::{self, Exposed};
 
-/// Metadata that name the calling rank process, and prove that it is.
+/// Metadata that names the calling rank process, and proves its identity.
 pub const RANK_SESSION: &str = "foil-rank-session";
 pub const RANK_SECRET: &str = "foil-rank-secret";
 
 /// Size limit of a token.
 const MAX_TOKEN_BYTES: u64 = 8 << 10;
 
-/// The files with which this process proves who it is, and knows the coordinator.
+/// The files with which this process proves its identity and verifies the coordinator.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Credentials {
     pub tls: TlsFiles,
-    /// Holds a bearer token, which is read again when the file changes. It is sent over TLS, or to this
-    /// machine.
+    /// Holds a bearer token, reloaded when the file changes. It is sent only over TLS or to this machine.
     pub token_file: Option<PathBuf>,
 }
 
@@ -37,7 +36,7 @@ impl Credentials {
     }
 }
 
-/// A file of a token that cannot be used.
+/// A token file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenFileError {
     #[error("cannot read the token in {path}: {source}", path = path.display())]
@@ -48,7 +47,7 @@ pub enum TokenFileError {
     Malformed { path: PathBuf },
 }
 
-/// Version of a file, as its metadata show it.
+/// Version of a file, according to its metadata.
 type Version = (u64, u64, i64, i64);
 
 /// A bearer token in a file.
@@ -63,7 +62,7 @@ struct Current {
     version: Version,
     /// Marked as sensitive, so that it is not printed.
     header: HeaderValue,
-    /// Whether the last attempt to read a changed file failed; told once.
+    /// Whether the last attempt to read a changed file failed, which is logged once.
     is_stale: bool,
 }
 
@@ -128,7 +127,8 @@ pub(super) struct RankProof {
 }
 
 impl RankProof {
-    /// None if the session or the secret cannot be sent, as none that a coordinator gives.
+    /// `None` if the session or the secret cannot be sent, which never happens with those that a coordinator
+    /// issues.
     pub(super) fn new(session: &str, secret: &str) -> Option<Self> {
         let (session, mut secret) =
             (HeaderValue::from_str(session).ok()?, HeaderValue::from_str(secret).ok()?);

@@ -20,8 +20,8 @@ pub const NOT_LEADER: &str = "NOT_LEADER";
 pub const LEADER: &str = "leader";
 
 /// A channel to the coordinators of one store. Calls go to one of them. If that one cannot be reached or does
-/// not lead, the channel switches to the leader it names, or else to the next of the given addresses. Cheap
-/// to clone; clones share their state.
+/// not lead, the channel switches to the leader it names, or to the next of the given addresses. Cheap to
+/// clone; clones share their state.
 ///
 /// A failed call is not retried here: the caller knows whether it may be, and its next call goes to the new
 /// coordinator.
@@ -66,7 +66,7 @@ impl LeaderChannel {
         Self { rank: RankProof::new(session, secret), ..self }
     }
 
-    /// Address of the coordinator that calls go to now.
+    /// Address of the coordinator that calls currently go to.
     pub fn url(&self) -> String {
         self.current().url.clone()
     }
@@ -78,7 +78,7 @@ impl LeaderChannel {
         others.fold(current.clone(), |urls, url| format!("{urls},{url}"))
     }
 
-    /// A channel with a connection of its own to the same coordinators, which starts at the current one.
+    /// A channel with a separate connection to the same coordinators, starting at the current one.
     pub fn separate(&self) -> Result<Self, ConnectError> {
         let separate = Self::new(&self.urls(), &self.shared.credentials)?;
         Ok(Self { rank: self.rank.clone(), ..separate })
@@ -208,13 +208,13 @@ mod tests {
         leader.observe("http://a:1", &refused(Some("http://b:1")));
         assert_eq!(leader.url(), "http://z:1", "a late answer from a former coordinator is ignored");
         leader.fail_over("http://z:1");
-        assert_eq!(leader.url(), "http://a:1", "after an address that was not given comes the first");
+        assert_eq!(leader.url(), "http://a:1", "after an address that was not given, the first one is next");
         leader.observe("http://a:1", &refused(None));
         assert_eq!(leader.url(), "http://b:1");
         leader.observe("http://b:1", &refused(Some("http://b:1")));
-        assert_eq!(leader.url(), "http://c:1", "a standby that names itself is wrong");
+        assert_eq!(leader.url(), "http://c:1", "a standby that names itself is not followed");
         leader.observe("http://c:1", &Ok(Status::unavailable("busy").into_http()));
-        assert_eq!(leader.url(), "http://c:1", "a busy leader is no standby");
+        assert_eq!(leader.url(), "http://c:1", "a busy leader is not a standby");
         leader.observe("http://c:1", &refused(Some("nonsense")));
         assert_eq!(leader.url(), "http://c:1");
     }

@@ -132,7 +132,8 @@ fn innermost(error: &dyn std::error::Error) -> String {
     last.to_string()
 }
 
-/// Whether a URL names a port. A parsed URL does not tell the scheme's default port from none.
+/// Whether a URL names a port. A parsed URL does not distinguish the scheme's default port from a missing
+/// one.
 fn names_port(url: &str) -> bool {
     let authority = url.split("://").nth(1).and_then(|rest| rest.split(['/', '?', '#']).next());
     authority
@@ -153,8 +154,8 @@ pub fn is_unavailable(status: &Status) -> bool {
     status.code() == Code::Unavailable || broke(status)
 }
 
-/// The time after which a call that was too much at present may be made again: RESOURCE_EXHAUSTED with
-/// RetryInfo. Without it, RESOURCE_EXHAUSTED is final.
+/// The time after which a call that exceeded a limit may be retried: RESOURCE_EXHAUSTED with RetryInfo.
+/// Without it, RESOURCE_EXHAUSTED is final.
 pub fn retry_after(status: &Status) -> Option<Duration> {
     if status.code() != Code::ResourceExhausted {
         return None;
@@ -191,7 +192,7 @@ fn broke(status: &Status) -> bool {
     matches!(status.code(), Code::Unknown | Code::Internal | Code::Cancelled) && status.source().is_some()
 }
 
-/// Whether a TLS handshake failed, which trying again does not mend.
+/// Whether a TLS handshake failed, which a retry does not fix.
 pub fn failed_handshake(status: &Status) -> bool {
     let mut source = status.source();
     while let Some(cause) = source {
@@ -203,8 +204,8 @@ pub fn failed_handshake(status: &Status) -> bool {
     false
 }
 
-/// A message for users about an unreachable server, from the innermost cause: outer ones say only that there
-/// was one.
+/// A message for users about an unreachable server, from the innermost cause: outer errors say only that
+/// there was one.
 pub fn unreached(status: &Status) -> String {
     let (mut last, mut source) = (None, status.source());
     let (mut speaks_no_grpc, mut is_closed) = (false, false);
@@ -229,7 +230,7 @@ pub fn unreached(status: &Status) -> String {
             }
             _ => {}
         }
-        // HTTP/2's words for an end of the connection before, and while, the client writes.
+        // HTTP/2's messages for a connection that ends before, or while, the client writes.
         is_closed |= ["connection closed", "stream closed because of a broken pipe"].contains(&told.as_str());
         last = Some(told);
     }

@@ -18,7 +18,7 @@ pub async fn local_address(url: &str) -> Option<IpAddr> {
     None
 }
 
-/// Asks the kernel for its choice of route.
+/// Asks the kernel which route it chooses.
 async fn toward(remote: SocketAddr) -> std::io::Result<IpAddr> {
     let any: IpAddr = match remote {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),

@@ -65,7 +65,7 @@ impl TlsFiles {
         }
     }
 
-    /// The files of this client's certificate and key, whose content can be used.
+    /// The contents of this client's certificate and key files, checked for usability.
     fn identity(&self) -> Result<Option<(PemFile, PemFile)>, TlsError> {
         let Some((certificate, key)) = &self.identity else { return Ok(None) };
         let (certificate, key) = (PemFile::read(certificate)?, PemFile::read_private(key)?);

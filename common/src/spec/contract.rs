@@ -20,7 +20,7 @@ const ONEOFS: i32 = 8;
 pub(super) struct Message {
     pub(super) comment: String,
     pub(super) fields: Vec<Field>,
-    /// Without those that the compiler makes up for `optional` fields.
+    /// Excludes those that the compiler generates for `optional` fields.
     pub(super) oneofs: Vec<Oneof>,
 }
 
@@ -36,7 +36,7 @@ pub(super) struct Field {
     pub(super) comment: String,
     pub(super) kind: Kind,
     pub(super) repeated: bool,
-    /// The `oneof` that it is a member of.
+    /// The `oneof` that the field belongs to.
     pub(super) oneof: Option<String>,
 }
 
@@ -82,7 +82,7 @@ impl Message {
     /// `comment` has the comment at a path within the message.
     fn read(message: &DescriptorProto, comment: impl Fn(&[i32]) -> Option<String>) -> Self {
         let index = |field: &FieldDescriptorProto| {
-            // An `optional` field is the only member of a `oneof` that the compiler makes up.
+            // An `optional` field is the only member of a `oneof` that the compiler generates.
             let index = field.oneof_index.filter(|_| !field.proto3_optional())?;
             usize::try_from(index).ok()
         };
@@ -103,7 +103,7 @@ impl Message {
     }
 }
 
-/// A map is a repeated field of a message that the compiler makes up.
+/// A map is a repeated field of a message that the compiler generates.
 fn is_map(message: &DescriptorProto, field: &FieldDescriptorProto) -> bool {
     let entry = field.type_name().rsplit('.').next().unwrap_or_default();
     let entries = message.nested_type.iter().filter(|nested| nested.name() == entry);

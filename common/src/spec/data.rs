@@ -50,9 +50,9 @@ pub struct EvaluationData {
 /// Treatment of rows that are nearly equal.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Deduplication {
-    /// Jaccard similarity of word n-grams from which on the later row is left out; 0 for equal rows only.
+    /// Jaccard similarity of word n-grams from which the later row is left out; 0 for equal rows only.
     pub threshold: f64,
-    /// Words of an n-gram.
+    /// Number of words in an n-gram.
     pub ngram: usize,
 }
 
@@ -119,7 +119,7 @@ impl Data {
         ]
     }
 
-    /// The same, to replace local inputs by uploaded ones.
+    /// Like [`Self::sources`], to replace local inputs with uploaded ones.
     pub fn sources_mut(&mut self) -> [(SourceSet, &mut [DataSource]); 6] {
         [
             (SourceSet::Preferences, &mut self.preferences),
@@ -174,7 +174,7 @@ impl Data {
 }
 
 impl Deduplication {
-    /// Threshold from which on evaluation prompts are warned of, if the job gives none.
+    /// Similarity from which a warning names evaluation prompts, if the job sets no threshold.
     pub const OVERLAP: f64 = 0.8;
 
     fn parse(wire: v1::DeduplicationSpec) -> Result<Self, SpecError> {

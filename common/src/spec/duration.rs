@@ -10,7 +10,7 @@ const UNITS: [(char, u64); 4] = [('d', 86_400), ('h', 3600), ('m', 60), ('s', 1)
 /// Maximum, in seconds: 365 days.
 const MAX: u64 = 365 * 86_400;
 
-/// Parses a span of at least a second; none if it is left out.
+/// Parses a span of at least a second; `None` if it is left out.
 pub(super) fn parse(at: &str, field: &str, text: &str) -> Result<Option<Duration>, SpecError> {
     if text.is_empty() {
         return Ok(None);
@@ -20,10 +20,10 @@ pub(super) fn parse(at: &str, field: &str, text: &str) -> Result<Option<Duration
     parse_duration(text).map(Some).map_err(refusal)
 }
 
-/// A span as a job file has it, for options of commands.
+/// Parses a span in the job file's notation, for command line options.
 ///
 /// # Errors
-/// The text is no span from a second to 365 days.
+/// The text is not a span from a second to 365 days.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let span = seconds(text).filter(|seconds| (1..=MAX).contains(seconds));
     span.map(Duration::from_secs)
@@ -44,12 +44,12 @@ fn seconds(text: &str) -> Option<u64> {
     Some(sum)
 }
 
-/// A span as it is parsed; empty for none.
+/// The text of an optional span, as it is parsed; empty for `None`.
 pub(super) fn text(span: Option<Duration>) -> String {
     span.map(duration_text).unwrap_or_default()
 }
 
-/// A span in the form in which a job file has it, to the second.
+/// A span in the job file's notation, to the second.
 pub fn duration_text(span: Duration) -> String {
     let mut left = span.as_secs();
     let mut text = String::new();

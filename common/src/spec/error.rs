@@ -50,7 +50,7 @@ impl SpecError {
         Self::InSetting { setting: setting.to_owned(), error: Box::new(self) }
     }
 
-    /// The same error of a field by another name, where `rename` gives one.
+    /// The same error with the field renamed, if `rename` gives another name.
     pub(crate) fn renamed(mut self, rename: impl Fn(&str) -> Option<String>) -> Self {
         if let Self::Field { field, .. } | Self::Missing { field, .. } | Self::Unknown { field, .. } =
             &mut self

@@ -1,4 +1,4 @@
-//! Reading a job file: YAML in protobuf's JSON mapping, with `--set` laid over it.
+//! Reads a job file: YAML in protobuf's JSON mapping, overridden by `--set`.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -29,9 +29,9 @@ const PATHS: [&[&str]; 8] = [
 
 /// Reads and validates a job file.
 ///
-/// `settings` are `a.b=value` overrides whose values are YAML; the last one of a field wins. Paths in the
-/// file become absolute from the file's directory, paths in settings from the working directory. The preset
-/// stays named in the result, and [`Job::try_from`] lays the fields over it. A field of the file that
+/// `settings` are `a.b=value` overrides whose values are YAML; the last one for a field wins. Paths in the
+/// file become absolute from the file's directory, paths in settings from the working directory. The result
+/// still names the preset, and [`Job::try_from`] applies the fields over it. A field of the file that
 /// contradicts a control, or a preset named in `settings`, is an error unless a setting of that field says
 /// which value holds.
 pub fn load(path: &Path, settings: &[String]) -> Result<v1::JobSpec, SpecError> {
@@ -46,7 +46,7 @@ pub fn load(path: &Path, settings: &[String]) -> Result<v1::JobSpec, SpecError> 
     read(&text, &base, over).map_err(in_file)
 }
 
-/// Reads and validates the text of a job file that lies in the directory `base`, an absolute path.
+/// Reads and validates the text of a job file in the directory `base`, an absolute path.
 pub fn from_text(text: &str, base: &Path) -> Result<v1::JobSpec, SpecError> {
     read(text, base, Value::Object(Map::new()))
 }
@@ -89,7 +89,7 @@ fn parse_setting(setting: &str, here: &Path) -> Result<Value, SpecError> {
     };
     let field = field.trim();
     let value = match yaml(text)? {
-        // An empty text is a text where one is expected; `null` asks for the default.
+        // An empty text is valid where a text is expected; `null` asks for the default.
         Value::Null if text.trim() == "null" => Value::Null,
         _ if schema::is_text(field) && !text.trim_start().starts_with(['"', '\'']) => Value::from(text),
         value => value,
@@ -104,7 +104,7 @@ fn parse_setting(setting: &str, here: &Path) -> Result<Value, SpecError> {
     Ok(value)
 }
 
-/// Brackets that may be open at once. The YAML parser takes time quadratic in their number.
+/// Maximum number of brackets open at the same time. The YAML parser takes time quadratic in their number.
 const DEPTH_LIMIT: usize = 1000;
 
 fn yaml(text: &str) -> Result<Value, SpecError> {
@@ -118,7 +118,7 @@ fn yaml(text: &str) -> Result<Value, SpecError> {
     to_json(value)
 }
 
-/// The maximum number of brackets that are open at once, whether they are syntax or part of a text.
+/// The maximum number of brackets open at the same time, whether they are syntax or part of a text.
 fn bracket_depth(text: &str) -> usize {
     let depths = text.bytes().scan(0usize, |depth, byte| {
         match byte {
@@ -131,7 +131,7 @@ fn bracket_depth(text: &str) -> usize {
     depths.max().unwrap_or(0)
 }
 
-/// Goes through YAML's own value because that one refuses a field given twice.
+/// Goes through YAML's own value type because it refuses a field given twice.
 fn to_json(value: serde_norway::Value) -> Result<Value, SpecError> {
     use serde_norway::Value as Yaml;
     let wrong = |what: &str| SpecError::Syntax(format!("{what} has no place in a job file"));

@@ -170,7 +170,7 @@ impl Job {
         warnings
     }
 
-    /// Fields whose values make the job a different experiment than the control it is named after.
+    /// Fields whose values make the job a different experiment from the control it is named after.
     fn foreign_to_control(&self) -> Vec<String> {
         let Some(preset) = self.preset.filter(|preset| preset.is_control()) else { return Vec::new() };
         let resolved = serde_json::to_value(v1::JobSpec::from(self)).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Blocks of which a job file gives one: policy methods and reward losses.
+//! Alternative blocks, one of which a job file gives: policy methods and reward losses.
 
 use super::SpecError;
 
@@ -13,8 +13,8 @@ pub(crate) trait Block: Sized {
 }
 
 /// Defines an enum over the members of a `oneof` of the wire contract. Each member is a [`Block`] of the
-/// variant's name that implements the given trait; the enum dereferences to it. The `#[default]` one is meant
-/// if none is given.
+/// variant's name that implements the given trait; the enum dereferences to it. The `#[default]` variant
+/// applies if none is given.
 macro_rules! oneof {
     (
         $(#[$meta:meta])* $name:ident: dyn $settings:ident, $($wire:ident)::+ in $at:literal, default $default:ident;

@@ -4,7 +4,7 @@ use super::SpecError;
 use super::check::{Range, count, path, real, size, wire_size};
 use super::choice::choices;
 
-/// AdamW and what surrounds its step.
+/// AdamW and the settings around its step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Optimizer {
     pub beta1: f64,
@@ -22,7 +22,7 @@ pub struct Optimizer {
 choices! {
     /// The parameters that decay.
     Decay:
-    /// Those of two dimensions but embeddings.
+    /// Those with two dimensions, except embeddings.
     #[default]
     Matrices = "matrices",
     All = "all",

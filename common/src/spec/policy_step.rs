@@ -18,7 +18,7 @@ pub struct PolicyStep {
     /// Never empty; see [`PolicyStep::learning_rate_of`].
     pub learning_rate: Vec<f64>,
     pub epochs: u32,
-    /// Sequences per step over all ranks, or as near to it as whole prompts come.
+    /// Sequences per step over all ranks, or the nearest number that whole prompts allow.
     pub batch_sequences: usize,
     pub optimizer: Optimizer,
     pub schedule: Schedule,

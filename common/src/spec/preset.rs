@@ -9,7 +9,7 @@ use super::choice::choices;
 use super::contract::{self, JOB_SPEC, Kind};
 
 choices! {
-    /// A published setting to start from, or a control of the job beside it.
+    /// A published setting to start from, or a control experiment.
     Preset:
     /// The paper's game with rejection sampling.
     #[default]
@@ -38,8 +38,8 @@ impl Preset {
         }
     }
 
-    /// Whether it is defined by the fields it sets: a job that changes one of them is another experiment. The
-    /// others are bases, whose fields a job file is free to change.
+    /// Whether the fields it sets define it, so that a job that changes one of them is another experiment.
+    /// The other presets are bases, whose fields a job file may change.
     pub fn is_control(self) -> bool {
         match self {
             Self::PaperRjs | Self::PaperRrhf | Self::PaperDpo => false,
@@ -64,8 +64,8 @@ impl Preset {
     }
 }
 
-/// Cheng et al. 2024, section 4 and appendix; warm-up and batch as in the reference code. `method` is what
-/// its three policy methods differ in.
+/// Cheng et al. 2024, section 4 and appendix; warm-up and batch as in the reference code. `method` holds the
+/// difference between its three policy methods.
 fn paper(method: &Value) -> Value {
     let mut fields = json!({
         "rounds": 3,
@@ -87,13 +87,13 @@ fn paper(method: &Value) -> Value {
     fields
 }
 
-/// Settles what a job file says beside its preset. `file` is the file, `settings` what the command line lays
-/// over it.
+/// Reconciles a job file with its preset. `file` is the file, and `settings` are the command line's
+/// overrides.
 ///
 /// A field of the file must not contradict a control, nor any preset that the command line names: either
-/// would leave a job that does not do what its preset says. In a file, a base gives way to the fields beside
-/// it. A field given on the command line wins over all of them. A control that the command line names keeps
-/// the settings of the file's base.
+/// would give a job that does not do what its preset says. In a file, the fields override a base. A field
+/// given on the command line overrides all of them. A control that the command line names keeps the settings
+/// of the file's base.
 ///
 /// # Errors
 /// A field of the file that contradicts the preset.
@@ -135,7 +135,7 @@ fn refuse(preset: Preset, stated: &[Contradiction]) -> Result<(), SpecError> {
     Err(SpecError::field(path, found, &format!("{expected}, as preset {preset} sets it")).advice(&advice))
 }
 
-/// A field that is not as a preset sets it.
+/// A field whose value differs from a preset's.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Contradiction {
     pub(super) path: String,
@@ -143,7 +143,8 @@ pub(super) struct Contradiction {
     pub(super) expected: String,
 }
 
-/// The fields of `given` that are not as `preset` sets them. What `given` leaves out contradicts nothing.
+/// The fields of `given` whose values differ from those of `preset`. Fields that `given` leaves out
+/// contradict nothing.
 pub(super) fn contradictions(preset: Preset, given: &Value) -> Vec<Contradiction> {
     let mut found = Vec::new();
     contradict("", JOB_SPEC, &preset.fields(), given, &mut found);
@@ -182,7 +183,7 @@ fn contradict(at: &str, message: &str, preset: &Value, given: &Value, found: &mu
     }
 }
 
-/// As a user would write it.
+/// The value as a user would write it.
 fn shown(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
@@ -216,7 +217,7 @@ fn is_given(value: &Value, path: &str) -> bool {
     true
 }
 
-/// Lays the job's fields over those of its preset. A second application changes nothing.
+/// Applies the job's fields over those of its preset. Idempotent.
 pub(crate) fn apply(wire: v1::JobSpec) -> Result<v1::JobSpec, SpecError> {
     let Some(preset) = Preset::parse_optional(&wire.preset)? else { return Ok(wire) };
     let syntax = |error: serde_json::Error| SpecError::Syntax(error.to_string());
@@ -225,8 +226,8 @@ pub(crate) fn apply(wire: v1::JobSpec) -> Result<v1::JobSpec, SpecError> {
     serde_json::from_value(merged).map_err(syntax)
 }
 
-/// Lays one job file over another: objects field by field, anything else as a whole. A member of a `oneof`
-/// takes the place of the others.
+/// Merges one job file over another: objects field by field, anything else as a whole. A member of a `oneof`
+/// replaces the others.
 pub(crate) fn merge(base: &mut Value, over: Value) {
     merge_message(JOB_SPEC, base, over);
 }

@@ -8,8 +8,8 @@ use super::check::path as field_path;
 pub enum InputRef {
     /// A local path; only in a client, before upload.
     Path(String),
-    /// `s3://`, `gs://`, `az://` or `https://`; only in a client, which reads it with its user's credentials and
-    /// uploads what it read.
+    /// `s3://`, `gs://`, `az://` or `https://`; only in a client, which reads it with its user's credentials
+    /// and uploads the content.
     Url(String),
     /// The upload with this hash, of the job's tenant.
     Input { blake3: String, name: String },

@@ -5,7 +5,7 @@ use super::check::{count, size, wire_size};
 use super::choice::choices;
 use super::sampling::Sampling;
 
-/// How generation is cut and batched; part of what fixes its bits.
+/// How generation is chunked and batched, which is part of what determines its exact results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Generation {
     /// Prompts per chunk, the unit of leasing and of determinism.
@@ -32,25 +32,25 @@ pub struct Resources {
     /// Precision of matrix products; master weights stay fp32.
     pub precision: Precision,
     pub sharding: Sharding,
-    /// CPU threads per rank; part of what fixes a run's bits.
+    /// CPU threads per rank, which are part of what determines a run's exact results.
     pub threads_per_rank: u32,
-    /// A training step that takes longer is taken for a hang.
+    /// A training step that takes longer counts as a hang.
     pub hang_timeout: std::time::Duration,
     pub checkpoints: Checkpoints,
-    /// Computes activations again in the backward pass instead of keeping them.
+    /// Recomputes activations in the backward pass instead of keeping them.
     pub activation_checkpointing: bool,
     /// Whether GPUs use deterministic kernels only; CPUs always do.
     pub deterministic: bool,
 }
 
-/// When training keeps what it has come to.
+/// When training writes checkpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Checkpoints {
-    /// After so many steps.
+    /// Number of steps between checkpoints.
     pub steps: Option<u64>,
-    /// When so much time has passed.
+    /// Time between checkpoints.
     pub every: Option<std::time::Duration>,
-    /// Beside the last ones, one in so many steps stays until its phase is done.
+    /// In addition to the latest checkpoints, one every this many steps is kept until its phase is done.
     pub keep_steps: Option<u64>,
 }
 
@@ -71,13 +71,13 @@ choices! {
 }
 
 choices! {
-    /// The metric that names the best round; more is better.
+    /// The metric that determines the best round; higher is better.
     BestMetric:
     GoldMean = "gold_mean",
     /// The reward over the start policy's under the round's own reward model, in standard deviations of the latter.
     #[default]
     RewardGain = "reward_gain",
-    /// As the round's own reward model has it, whatever its offset and scale.
+    /// The reward under the round's own reward model, whatever its offset and scale.
     RewardMean = "reward_mean",
     RewardAccuracy = "reward_accuracy",
 }
@@ -117,7 +117,7 @@ impl Generation {
 }
 
 impl Evaluation {
-    /// `sampling` is the job's; evaluation takes its length and stop texts where it names none of its own.
+    /// `sampling` is the job's; evaluation uses its length and stop texts unless it sets its own.
     pub(crate) fn parse(wire: v1::EvaluationSpec, sampling: &Sampling) -> Result<Self, SpecError> {
         let base = Sampling {
             max_new_tokens: sampling.max_new_tokens,

@@ -1,5 +1,4 @@
-//! When a job runs and how long it may, and how it is found among others: nothing here has an effect on what
-//! it computes.
+//! When and how long a job may run, and how it is found among others. Nothing here affects what it computes.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,7 +13,7 @@ use super::{SpecError, duration};
 pub struct Scheduling {
     pub priority: Priority,
     pub labels: Labels,
-    /// Number of further attempts after a failed one, in a row without progress.
+    /// Maximum number of retries in a row without progress.
     pub retries: u32,
     /// From the first start to the end.
     pub timeout: Option<Duration>,
@@ -26,7 +25,7 @@ pub struct Scheduling {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Priority(i32);
 
-/// Keys and values with the syntax of Kubernetes' labels.
+/// Keys and values with the syntax of Kubernetes labels.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Labels(BTreeMap<String, String>);
 
@@ -99,11 +98,11 @@ impl fmt::Display for Priority {
 }
 
 impl Labels {
-    /// Number of labels of a job.
+    /// Maximum number of labels of a job.
     pub const MAX: usize = 64;
-    /// Bytes of a value, and of a key's name.
+    /// Maximum bytes of a value, and of a key's name.
     pub const VALUE_BYTES: usize = 63;
-    /// Bytes of the DNS name before a key's name.
+    /// Maximum bytes of the DNS name before a key's name.
     const PREFIX_BYTES: usize = 253;
 
     /// Parses labels; `at` is the path of their field.

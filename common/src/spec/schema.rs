@@ -10,9 +10,9 @@ use super::scheduling::Priority;
 use super::source_lists;
 use super::synonyms;
 
-/// Checks `value` against `message` and gives it back in the form protobuf's JSON mapping reads: a single
-/// value of a list field becomes a list of one, and a `oneof` that is given by the name of a member (`method:
-/// dpo`) becomes that member without settings (`dpo: {}`). `null` stays, meaning the default.
+/// Checks `value` against `message` and returns it in the form that protobuf's JSON mapping reads: a single
+/// value of a list field becomes a list of one, and a `oneof` given by the name of a member (`method: dpo`)
+/// becomes that member without settings (`dpo: {}`). `null` stays, meaning the default.
 pub(crate) fn normalize(at: &str, message: &str, value: Value) -> Result<Value, SpecError> {
     let object = match value {
         Value::Object(object) => object,
@@ -37,7 +37,7 @@ pub(crate) fn normalize(at: &str, message: &str, value: Value) -> Result<Value, 
             true => field.normalize_sources(&at, value)?,
             false => field.normalize(&at, value)?,
         };
-        // A member with settings may stand beside its own name.
+        // A member with settings may be given along with its own name.
         if !value.is_null() || !checked.contains_key(&name) {
             checked.insert(name, value);
         }
@@ -105,7 +105,8 @@ pub(crate) fn is_text(field: &str) -> bool {
     false
 }
 
-/// Splits a dotted path into the names that lead to a value. A map's key is one name, whatever dots it has.
+/// Splits a dotted path into the names that lead to a value. A map's key is one name, even if it contains
+/// dots.
 pub(crate) fn names(field: &str) -> Vec<&str> {
     let (mut message, mut rest, mut names) = (JOB_SPEC, field, Vec::new());
     while let Some((name, below)) = rest.split_once('.') {
@@ -197,7 +198,7 @@ fn map(at: &str, value: Value) -> Result<Value, SpecError> {
     let Value::Object(entries) = value else {
         return Err(SpecError::field(at, show(&value), "a block of keys and texts (key: text)"));
     };
-    // Null takes a key of the file away.
+    // Null removes a key of the file.
     let is_text = |value: &Value| value.is_string() || value.is_null();
     match entries.iter().find(|(_, value)| !is_text(value)) {
         Some((key, other)) => {

@@ -1,5 +1,5 @@
-//! The job file's form of data sources: each stands in the list of its set, in place of a path. On the wire
-//! they are in `data.sources`.
+//! The job file's form of data sources: each is an entry in the list of its set, in place of a path. On the
+//! wire they are in `data.sources`.
 
 use serde_json::{Map, Value};
 
@@ -9,7 +9,7 @@ use super::schema;
 
 const SOURCE: &str = ".foil.v1.DataSourceSpec";
 
-/// The lists that sources may stand in: message, field, path in the job file, and name of the set.
+/// The lists that may contain sources: message, field, path in the job file, and name of the set.
 const LISTS: [(&str, &str, &[&str], &str); 6] = [
     ("DataSpec", "preferences", &["preferences"], "preferences"),
     ("DataSpec", "golden", &["golden"], "golden"),
@@ -39,12 +39,12 @@ fn at_path<'a>(data: &'a mut Value, path: &[&str]) -> Option<&'a mut Value> {
     path.iter().try_fold(data, |value, name| value.get_mut(*name))
 }
 
-/// The fields of `data.sources` that were moved there, each with the one that the job file has in its place.
+/// The fields that were moved to `data.sources`, each with its name in the job file.
 #[derive(Debug, Default)]
 pub(super) struct Lifted(Vec<(String, String)>);
 
 impl Lifted {
-    /// The name that a field of `data.sources` has in the job file; `None` if that is its name there too.
+    /// The name that a field of `data.sources` has in the job file; `None` if it is the same.
     pub(super) fn written(&self, field: &str) -> Option<String> {
         self.0.iter().find_map(|(moved, written)| {
             let rest = field.strip_prefix(moved.as_str())?;
@@ -123,7 +123,7 @@ pub fn in_lists(mut spec: Value) -> Value {
     spec
 }
 
-/// The list at a path of `data`, which is made if there is none.
+/// The list at a path of `data`, which is created if it does not exist.
 fn list_at<'a>(data: &'a mut Value, path: &[&str]) -> Option<&'a mut Vec<Value>> {
     let mut at = data;
     for name in path {
@@ -185,7 +185,7 @@ mod tests {
         assert_eq!(data, before);
         // The order of a mixed set is kept: its list comes first.
         assert_eq!(in_lists(json!({ "data": before })), json!({ "data": before }));
-        // Sources that a file gives as the wire has them keep their places.
+        // Sources that a file gives in the wire form keep their positions.
         let mut both = json!({ "golden": [{ "path": ["g"] }], "sources": [{ "set": "sft", "path": ["s"] }] });
         let lifted = lift(&mut both);
         assert_eq!(lifted.written("data.sources[0].weight"), None);

@@ -1,4 +1,4 @@
-//! Sources of a data set: files that are read alike, with the settings of `data.sources`.
+//! Sources of a data set: files that are read in the same way, with the settings of `data.sources`.
 
 use std::collections::BTreeMap;
 
@@ -10,20 +10,20 @@ use super::choice::choices;
 use super::reference::InputRef;
 use crate::data::parse::columns;
 
-/// Files of one set that are read alike.
+/// Files of one set that are read in the same way.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct DataSource {
     pub inputs: Vec<InputRef>,
     /// Share in the mixture, relative to the weights of the set's other sources.
     pub weight: Option<f64>,
-    /// The files' names of columns, by Foil's.
+    /// The columns' names in the files, by Foil's names.
     pub columns: BTreeMap<String, String>,
     pub filter: RowFilter,
     pub limit: Option<usize>,
 }
 
 choices! {
-    /// A data set that files are given for.
+    /// A data set that is read from files.
     SourceSet:
     #[default]
     Preferences = "preferences",
@@ -80,7 +80,7 @@ impl Bounds {
         self == Self::default()
     }
 
-    /// The end that a length is beyond: `min` or `max`.
+    /// The bound that a length violates: `min` or `max`.
     pub fn violated(self, length: usize) -> Option<&'static str> {
         if self.min.is_some_and(|min| length < min) {
             Some("min")
@@ -150,7 +150,7 @@ impl DataSource {
         Self { inputs: vec![input], ..Self::default() }
     }
 
-    /// Whether its files may as well stand in the list of their set.
+    /// Whether its files may equally be in the list of their set.
     fn is_plain(&self) -> bool {
         *self == Self { inputs: self.inputs.clone(), ..Self::default() }
     }
@@ -186,7 +186,7 @@ impl DataSource {
     }
 }
 
-/// Advice on a name of a column that Foil does not read; `None` for one that it reads.
+/// Advice on the name of a column that Foil does not read; `None` for one that it reads.
 pub fn column_advice(name: &str) -> Option<String> {
     if columns::find(name).is_some() {
         return None;
@@ -254,8 +254,8 @@ impl Given {
     }
 }
 
-/// The wire form of a set: its list, if none of its sources has settings, and what goes into `data.sources`
-/// else.
+/// The wire form of a set: its list if none of its sources has settings, otherwise the entries for
+/// `data.sources`.
 pub(super) fn to_wire(
     set: SourceSet,
     sources: &[DataSource],

@@ -60,7 +60,7 @@ choices! {
 }
 
 choices! {
-    /// The rows that Σ w·ℓ / Σ w runs over.
+    /// The rows over which Σ w·ℓ / Σ w is taken.
     Normalization:
     /// The step's batch over all ranks.
     #[default]
@@ -144,7 +144,7 @@ impl RewardStep {
     }
 }
 
-/// Rows of one optimizer step where `rows` rows hold `items` pairs or answers and a step is to take about
+/// Rows of one optimizer step, if `rows` rows hold `items` pairs or answers and a step should take about
 /// `batch` of those: a golden answer and its samples are one row of several pairs. At least 1.
 pub fn rows_per_step(batch: usize, rows: usize, items: usize) -> usize {
     ((batch as f64 * rows as f64 / items.max(1) as f64).round() as usize).max(1)

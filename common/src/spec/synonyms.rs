@@ -5,7 +5,7 @@ use super::check::{nearest, one_of};
 use super::contract::{self, Kind, short};
 
 /// Fields by their names in TRL, Transformers, PEFT, torch, OpenRLHF and verl, and by earlier names; paths
-/// from the block on.
+/// start at the block.
 const SYNONYMS: [(&str, &str, &str); 33] = [
     ("GenerationSpec", "slots", "max_num_seqs"),
     ("OptimizerSpec", "adam_epsilon", "eps"),

@@ -46,7 +46,7 @@ choices! {
 choices! {
     /// Whether sequences start with BOS.
     Bos:
-    /// As the tokenizer's config says, never twice.
+    /// According to the tokenizer's config, never twice.
     #[default]
     Auto = "auto",
     Always = "always",

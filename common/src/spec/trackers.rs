@@ -1,4 +1,4 @@
-//! Experiment trackers of a job: which of those that its coordinator has, and what they show.
+//! Experiment trackers of a job: which of the coordinator's trackers it uses, and what they show.
 
 use foil_proto::v1;
 
@@ -12,7 +12,7 @@ choices! {
     TensorBoard = "tensorboard",
     Mlflow = "mlflow",
     Kubeflow = "kubeflow",
-    /// Those that the coordinator has.
+    /// All trackers of the coordinator.
     All = "all",
     #[default]
     None = "none",
@@ -21,10 +21,10 @@ choices! {
 choices! {
     /// A tracker.
     Tracker:
-    /// Event files beside the job's artifacts.
+    /// Event files next to the job's artifacts.
     #[default]
     TensorBoard = "tensorboard",
-    /// A run of an MLflow server.
+    /// A run on an MLflow server.
     Mlflow = "mlflow",
     /// The progress of a Kubeflow TrainJob.
     Kubeflow = "kubeflow",
@@ -33,7 +33,7 @@ choices! {
 /// The `trackers` of a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trackers {
-    /// Without doubles; `all` and `none` stand alone, and it is never empty.
+    /// Never empty and without duplicates; `all` and `none` are the only entry.
     report_to: Vec<ReportTo>,
     /// `None` for the coordinator's default.
     pub experiment: Option<String>,
@@ -41,7 +41,7 @@ pub struct Trackers {
     pub run_name: Option<String>,
     /// At least 1.
     pub logging_steps: u32,
-    /// Completions of each round that are shown as text.
+    /// Number of completions of each round that are shown as text.
     pub num_completions: u32,
 }
 
@@ -76,12 +76,12 @@ impl Trackers {
         self.include(tracker) && !self.report_to.contains(&ReportTo::All)
     }
 
-    /// True if the job is reported nowhere.
+    /// True if the job is not reported anywhere.
     pub fn is_none(&self) -> bool {
         self.report_to == [ReportTo::None]
     }
 
-    /// Adds a tracker, unless it is there.
+    /// Adds a tracker, unless it is already present.
     pub fn add(&mut self, tracker: ReportTo) {
         if self.is_none() {
             self.report_to.clear();
@@ -179,7 +179,10 @@ mod tests {
         assert_eq!(included(&["mlflow", "tensorboard", "mlflow"]), [Tracker::TensorBoard, Tracker::Mlflow]);
         assert_eq!(included(&["all"]), Tracker::ALL);
         assert!(parse(&["mlflow"]).unwrap().require(Tracker::Mlflow));
-        assert!(!parse(&["all"]).unwrap().require(Tracker::Mlflow), "a coordinator without it takes the job");
+        assert!(
+            !parse(&["all"]).unwrap().require(Tracker::Mlflow),
+            "a coordinator without it accepts the job"
+        );
         for (names, expected) in [
             (&["mlflow", "none"][..], "trackers.report_to: found none beside others"),
             (&["mlflo"], "did you mean mlflow?"),

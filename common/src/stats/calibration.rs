@@ -7,7 +7,7 @@ use super::Moments;
 /// Number of equal bins of predicted probability.
 pub const CALIBRATION_BINS: usize = 10;
 
-/// How far predicted preference probabilities are from how often they come true.
+/// How far predicted preference probabilities are from the observed frequencies.
 ///
 /// A pair with score difference d = r(chosen) − r(rejected) counts in both orders: the prediction σ(d)
 /// came true, and the prediction σ(−d) did not. Predictions fall into ten equal bins of (0, 1], closed on
@@ -67,7 +67,7 @@ impl Calibration {
         self.bins.iter().map(|bin| bin.count).sum()
     }
 
-    /// Expected calibration error; `None` if nothing was counted, as for the next two.
+    /// Expected calibration error; `None` if nothing was counted, as with [`Self::ace`] and [`Self::mce`].
     pub fn ece(&self) -> Option<f64> {
         let total = self.count() as f64;
         let weighted = |bin: &Bin| bin.gap().map(|gap| gap * bin.count as f64 / total);

@@ -1,15 +1,15 @@
 //! Rows that are not independent: the samples of one golden answer, the pairs of one prompt.
 //!
 //! The mean of all rows is m = Σ_g s_g / Σ_g n_g over clusters g with n_g rows that sum to s_g. Its
-//! cluster-robust standard error (linearized ratio, as survey packages and "CR1" sandwich estimators have it)
-//! is
+//! cluster-robust standard error (linearized ratio, as in survey packages and "CR1" sandwich estimators) is
 //!
 //! ```text
 //! √( G/(G−1) · Σ_g (s_g − m·n_g)² ) / Σ_g n_g
 //! ```
 //!
-//! which for clusters of one row is the usual one. Σ_g s_g², Σ_g n_g·s_g and Σ_g n_g² suffice for it and add
-//! up. A cluster whose rows lie in several chunks is kept by its key until all chunks are there.
+//! which for clusters of one row is the usual one. The sums Σ_g s_g², Σ_g n_g·s_g and Σ_g n_g² suffice for it
+//! and merge by addition. A cluster whose rows are in several chunks is kept by its key until all chunks have
+//! arrived.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ use super::Moments;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cluster {
     pub key: u64,
-    /// Whether other chunks hold rows of it too.
+    /// Whether other chunks also hold rows of it.
     pub is_open: bool,
 }
 
@@ -61,7 +61,7 @@ impl Sums {
 }
 
 impl Clusters {
-    /// Each row is a cluster of its own.
+    /// The sums if each row is a separate cluster.
     pub(super) fn of_rows(count: u64, sum: f64, sum_of_squares: f64) -> Self {
         let closed = Sums {
             clusters: count,
@@ -85,7 +85,7 @@ impl Clusters {
         }
     }
 
-    /// All clusters, taking the open ones for whole.
+    /// The sums of all clusters, treating open ones as complete.
     fn all(&self) -> Sums {
         let mut all = self.closed;
         self.open.values().for_each(|part| all.push(part));
@@ -156,7 +156,7 @@ mod tests {
     use super::*;
     use crate::stats::{merge_moments, metrics};
 
-    /// Rows (cluster, value) as one quantity, the first `cut` of them in a chunk of their own.
+    /// Rows (cluster, value) as one quantity, the first `cut` of them in a separate chunk.
     fn in_two_chunks(name: &str, rows: &[(u64, f64)], cut: usize) -> Vec<v1::Moments> {
         let mut merged = Vec::new();
         for (chunk, others) in [(&rows[..cut], &rows[cut..]), (&rows[cut..], &rows[..cut])] {
@@ -260,7 +260,7 @@ mod tests {
             accuracy.se.is_some_and(|se| (accuracy.value - 0.8).abs() < 1.96 * se)
         };
         assert!((0.92..0.97).contains(&coverage(100, 0.2, by_error)));
-        // Rows taken for independent claim too much.
+        // Treating rows as independent overstates the certainty.
         let naive = |metrics: &[v1::Metric]| {
             let accuracy = value(metrics, "accuracy");
             (accuracy - 0.8).abs() < 1.96 * (accuracy * (1.0 - accuracy) / 399.0).sqrt()

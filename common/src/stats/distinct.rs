@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 
 use foil_proto::v1;
 
-/// Number of distinct values kept. Up to it the fraction is exact; beyond, its relative error is about 3 %.
+/// Number of distinct values kept. Up to this number the fraction is exact; beyond it, the relative error is
+/// about 3 %.
 pub const DISTINCT_KEPT: usize = 1024;
 
 /// A KMV (k minimum values) sketch: the distinct values of the lowest hashes, with their counts. Sketches
-/// merge exactly, since what is among the lowest of the whole is among the lowest of every part that has it.
+/// merge exactly, since a value among the lowest of the whole is among the lowest of every part that contains
+/// it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Distinct(BTreeMap<u32, u32>);
 

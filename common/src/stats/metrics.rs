@@ -14,7 +14,7 @@ pub const REWARD_DIFFERENCE: &str = "reward_difference_mean";
 /// The start policy's reward under the round's reward model.
 pub const START_REWARD: &str = "start_reward_mean";
 /// The mean reward difference in standard deviations of the start policy's rewards under that reward model:
-/// what may be compared between rounds, whose reward models have offsets and scales of their own.
+/// it can be compared between rounds, whose reward models have different offsets and scales.
 pub const REWARD_GAIN: &str = "reward_gain";
 
 /// A policy's reward and gold reward minus those of the round before on the same prompt.
@@ -34,8 +34,8 @@ pub fn group_accuracy(group: &str) -> String {
 ///   has no standard error: the formula would claim certainty;
 /// - for one half of the rows (`selection_…`, `report_…`), their number as `…_n`.
 ///
-/// [`REWARD_GAIN`] if both of its inputs are there, of all rows or of a half; and `ece`, `ace` and `mce` if
-/// pairs were counted. A quantity without rows has no metric.
+/// [`REWARD_GAIN`] if both of its inputs are present, for all rows or for a half; and `ece`, `ace` and `mce`
+/// if pairs were counted. A quantity without rows has no metric.
 pub fn metrics(moments: &[v1::Moments], calibration: Option<&v1::Calibration>) -> Vec<v1::Metric> {
     let mut metrics: Vec<v1::Metric> = moments.iter().flat_map(metrics_of).collect();
     metrics.extend(["", super::SELECTION, super::REPORT].into_iter().filter_map(|half| gain(moments, half)));
@@ -116,7 +116,7 @@ mod tests {
         assert!(close(value(&found, REWARD_GAIN), 1.0));
         let gain = found.iter().find(|metric| metric.name == REWARD_GAIN).unwrap();
         assert!(close(gain.se.unwrap(), (1.0f64 / 3.0).sqrt() / 2.0));
-        // All start rewards alike: there is no unit.
+        // All start rewards are equal, so there is no unit.
         assert!(!found.iter().any(|metric| metric.name == "selection_reward_gain"));
         assert_eq!(value(&found, "selection_reward_difference_mean_n"), 2.0);
     }

@@ -24,12 +24,12 @@ pub use rate::wilson_interval;
 pub const SELECTION: &str = "selection_";
 pub const REPORT: &str = "report_";
 
-/// Fewest rows that are split in two: with fewer, neither half would say enough.
+/// Minimum number of rows to split in two: with fewer, neither half would be informative.
 pub const MIN_SPLIT_ROWS: u64 = 40;
 
 /// The half of a set of `rows` that a row is in. The best of several rounds must not be selected on the rows
-/// that it is reported on, or the luckiest round passes for the best one. `id` comes from the row's content,
-/// and so does its half.
+/// that it is reported on, or the luckiest round would look like the best one. `id` comes from the row's
+/// content, and so does its half.
 pub fn half_of(id: u64, rows: u64) -> Option<&'static str> {
     (rows >= MIN_SPLIT_ROWS).then_some(if id.is_multiple_of(2) { SELECTION } else { REPORT })
 }
@@ -41,9 +41,9 @@ pub struct Moments {
     pub count: u64,
     pub sum: f64,
     pub sum_of_squares: f64,
-    /// Maximum of the values that were counted by [`Moments::push_with_max`].
+    /// Maximum of the values counted by [`Moments::push_with_max`].
     pub max: Option<f64>,
-    /// `None` if each row is a cluster of its own.
+    /// `None` if each row is a separate cluster.
     pub clusters: Option<Clusters>,
 }
 
@@ -88,8 +88,8 @@ impl Moments {
     }
 
     /// Standard error of the mean. Clusters are independent; rows of one cluster may depend on each other in
-    /// any way. `None` under two clusters. If each row is a cluster of its own, it is the standard
-    /// deviation over √count.
+    /// any way. `None` under two clusters. If each row is a separate cluster, it is the standard deviation
+    /// over √count.
     pub fn standard_error(&self) -> Option<f64> {
         match &self.clusters {
             Some(clusters) => clusters.standard_error(self.count, self.sum),

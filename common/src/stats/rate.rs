@@ -16,7 +16,7 @@ pub fn wilson_interval(moments: &Moments) -> Option<(f64, f64)> {
     let shrunk = 1.0 + Z * Z / rows;
     let middle = (rate + Z * Z / (2.0 * rows)) / shrunk;
     let half = Z / shrunk * (rate * (1.0 - rate) / rows + Z * Z / (4.0 * rows * rows)).max(0.0).sqrt();
-    // At 0 and 1 an end is that value, but for rounding.
+    // At 0 and 1, one end is exactly that value, which rounding could miss.
     let low = if rate <= 0.0 { 0.0 } else { (middle - half).max(0.0) };
     let high = if rate >= 1.0 { 1.0 } else { (middle + half).min(1.0) };
     Some((low, high))

@@ -1,4 +1,4 @@
-//! Large pieces of an object's bytes.
+//! Reads an object's bytes in large pieces.
 
 use std::io::{self, SeekFrom};
 

@@ -89,7 +89,7 @@ impl StoreError {
         use object_store::Error;
         let (location, key) = (location.to_owned(), key.to_owned());
         match error {
-            // A key to be written need not exist, so it is the bucket or directory that does not.
+            // A key to be written need not exist, so it is the bucket or directory that does not exist.
             Error::NotFound { .. } if matches!(operation, "create" | "put") => {
                 Self::NoBucket { location, operation, key, reason: reason(error) }
             }
@@ -106,9 +106,9 @@ impl StoreError {
     }
 }
 
-/// An error with its causes: the outer ones of HTTP say little, and only the last one tells an unknown host
-/// from one that refuses connections or does not speak TLS. Clients quote the requested URL, which may be
-/// signed: its secrets are redacted.
+/// An error with its causes: HTTP's outer errors say little, and only the last one distinguishes an unknown
+/// host from one that refuses connections or does not speak TLS. Clients quote the requested URL, which may
+/// be signed: its secrets are redacted.
 pub(super) fn reason(error: &object_store::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -125,8 +125,8 @@ pub(super) fn reason(error: &object_store::Error) -> String {
     redact::secrets(&text).into_owned()
 }
 
-/// Advice where a provider's client found no credentials in the environment, and so asked the metadata
-/// service of a cloud's machines, which answers on no other machine.
+/// Advice if a provider's client found no credentials in the environment and so asked the cloud's metadata
+/// service, which answers only on the cloud's own machines.
 fn no_credentials(text: &str) -> Option<&'static str> {
     let services = [
         (

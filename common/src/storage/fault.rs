@@ -39,7 +39,7 @@ pub(crate) struct FaultStore {
     hidden: Mutex<Vec<String>>,
     seed: u64,
     drawn: AtomicU64,
-    /// Number of faults injected so far: a test without any proves nothing.
+    /// Number of faults injected so far. A test in which none occur proves nothing.
     pub(crate) struck: AtomicU64,
 }
 

@@ -1,7 +1,7 @@
-//! Health of the store, as its regular requests show it, without any probe.
+//! Health of the store, derived from its regular requests, without probes.
 //!
 //! A failure is cleared by a success that disproves it. A full disk may still accept a small record of the
-//! log, and permission for one key proves nothing about another: so failures are kept by kind, and each kind
+//! log, and permission for one key proves nothing about another, so failures are kept by kind, and each kind
 //! defines which successes clear it.
 
 use std::collections::BTreeMap;
@@ -98,7 +98,7 @@ impl<'a> Ask<'a> {
     }
 }
 
-/// A request in flight; dropping it means that it was given up, which says nothing about the store.
+/// A request in flight; dropping it means that the caller gave it up, which says nothing about the store.
 pub(super) struct Sent<'a> {
     health: &'a Health,
     number: u64,
@@ -212,7 +212,7 @@ mod tests {
         assert_eq!(health.trouble(at(2)), None, "there was a success within the last two seconds");
         health.send(RECORD, at(3)).answered(&refused(), at(3));
         assert!(health.trouble(at(3)).is_some_and(|trouble| trouble.contains("503")));
-        assert_eq!(health.trouble(at(63)), None, "nobody has asked for a minute");
+        assert_eq!(health.trouble(at(63)), None, "there was no request for a minute");
         health.send(RECORD, at(64)).answered(&refused(), at(64));
         assert!(health.trouble(at(64)).is_some());
         health.send(RECORD, at(65)).answered(&Ok(()), at(65));

@@ -1,4 +1,4 @@
-//! The pauses between two tries.
+//! The pauses between tries.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 
-/// Sleeps between two tries; tests pass their own.
+/// Sleeps between tries; tests pass their own.
 pub type Nap = fn(Duration) -> BoxFuture<'static, ()>;
 
 /// Adapts [`Nap`] to the retry library.

@@ -20,7 +20,8 @@ use super::{ByteStream, Put, Store, StoreError};
 /// Suffix of a sidecar's name, which no object's own key may have.
 pub const SIDECAR: &str = ".b3";
 
-/// Objects up to this size are buffered and written at once; larger ones are uploaded in parts of this size.
+/// Objects up to this size are buffered and written in one request; larger ones are uploaded in parts of this
+/// size.
 const PART_BYTES: usize = 8 << 20;
 
 /// Number of parts in flight while the next one fills.
@@ -64,7 +65,7 @@ impl Store {
         Ok(self.digest(key).await?.object(key))
     }
 
-    /// Deletes an unreferenced object; a missing one is fine. It is gone for readers as soon as the deletion
+    /// Deletes an unreferenced object; a missing one is fine. Readers stop seeing it as soon as the deletion
     /// starts.
     pub async fn delete_object(&self, key: &str) -> Result<(), StoreError> {
         check_key(key)?;
@@ -72,7 +73,7 @@ impl Store {
         self.delete(key).await
     }
 
-    /// Makes an object as young as one that is written now, by writing its sidecar again with the same bytes.
+    /// Renews an object's age by writing its sidecar again with the same bytes.
     pub async fn touch_object(&self, key: &str) -> Result<(), StoreError> {
         let digest = self.digest(key).await?;
         self.overwrite(&format!("{key}{SIDECAR}"), digest.sidecar().into()).await
@@ -87,7 +88,7 @@ impl Store {
             Err(error) => return Err(error),
         }
         let _only_one = self.lock(key).await;
-        // Another writer may have repaired it meanwhile.
+        // Another writer may have repaired it in the meantime.
         match self.has(key, digest).await {
             Ok(true) | Err(StoreError::NotFound { .. }) => Ok(false),
             Ok(false) => self.delete_object(key).await.map(|()| true),

@@ -22,9 +22,8 @@ const KINDS: &str = "give a directory, or a URL of the form s3://bucket/prefix, 
                      az://container/prefix, file:///directory or memory:///";
 
 impl Store {
-    /// Opens a store: a directory (created if it is missing), `file://`, `memory://` (lost at exit),
-    /// `s3://`, `gs://` or `az://`. Cloud credentials come from the environment, by each provider's usual
-    /// names.
+    /// Opens a store: a directory (created if it is missing), `file://`, `memory://` (lost at exit), `s3://`,
+    /// `gs://` or `az://`. Cloud credentials come from the environment, under each provider's usual names.
     ///
     /// A local store syncs every file and its directory before a write is acknowledged.
     pub fn open(url_or_directory: &str) -> Result<Self, StoreError> {

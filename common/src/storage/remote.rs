@@ -1,4 +1,4 @@
-//! Objects at URLs that are of no store of Foil's: data files that a user names.
+//! Objects at URLs outside Foil's store: data files that a user names.
 
 use futures::{StreamExt, TryStreamExt};
 use glob::Pattern;
@@ -15,12 +15,12 @@ pub struct RemoteFile {
 }
 
 impl RemoteFile {
-    /// The objects of a URL `s3://bucket/path/name`, or `gs://` or `az://` alike: that one, or all beside it
-    /// whose names fit, where `name` is a pattern (`*`, `?`, `[0-9]`), sorted. Credentials come from the
-    /// environment, as in [`Store::open`].
+    /// The objects of a URL `s3://bucket/path/name`, or `gs://` or `az://` alike: that object, or, if `name`
+    /// is a pattern (`*`, `?`, `[0-9]`), all objects in the same folder whose names match, sorted.
+    /// Credentials come from the environment, as in [`Store::open`].
     ///
     /// # Errors
-    /// The URL names no object, the store refuses to list, or no object fits.
+    /// The URL names no object, the store refuses to list, or no object matches.
     pub async fn find(url: &str) -> Result<Vec<Self>, StoreError> {
         let fault = |reason: &str| StoreError::Open {
             location: crate::redact::secrets(url).into_owned(),

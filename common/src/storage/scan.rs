@@ -1,4 +1,4 @@
-//! Listings with ages, for whoever counts objects or looks for garbage among them.
+//! Listings with ages, for counting objects and finding garbage.
 
 use futures::TryStreamExt;
 use object_store::{ObjectMeta, ObjectStoreExt};
@@ -18,8 +18,8 @@ pub struct Scanned {
 }
 
 impl Store {
-    /// Folds all keys below `prefix`, in no particular order and without holding them all. A listing that
-    /// fails starts again from `init`.
+    /// Folds all keys below `prefix`, in no particular order and without holding all of them in memory. A
+    /// failed listing restarts from `init`.
     pub async fn scan<T: Send>(
         &self,
         prefix: &str,
@@ -40,7 +40,7 @@ impl Store {
         .await
     }
 
-    /// The time at which a hashed object was last written or touched; none if it does not exist.
+    /// The time at which a hashed object was last written or touched; `None` if it does not exist.
     pub async fn object_age(&self, key: &str) -> Result<Option<u64>, StoreError> {
         let mut newest = None;
         for key in [key.to_owned(), format!("{key}{SIDECAR}")] {

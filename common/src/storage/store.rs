@@ -41,8 +41,8 @@ pub struct Listed {
     pub size: u64,
 }
 
-/// Default retry timeout of transient failures. A backend's own client may take half a minute to give up one
-/// try.
+/// Default retry timeout of transient failures. A backend's own client may take half a minute before it gives
+/// up one try.
 const BRIEFLY: Duration = Duration::from_secs(15);
 
 /// A store of immutable objects under validated keys. Cheap to clone; clones share their state.
@@ -53,10 +53,10 @@ pub struct Store {
     inner: Arc<dyn ObjectStore>,
     prefix: Path,
     location: Arc<str>,
-    /// Listings are in the order of keys.
+    /// Whether listings are in key order.
     in_order: bool,
     retry: ExponentialBuilder,
-    /// No try starts later, so that a slow failure counts as much as a pause. `None` if only pauses count.
+    /// Time after which no try starts, so that slow failures count like pauses. `None` if only pauses count.
     limit: Option<Duration>,
     /// Whether to retry on a full store too.
     waits_for_room: bool,
@@ -157,7 +157,7 @@ impl Store {
                 let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
                 match self.inner.put_opts(&path, payload, options).await {
                     Ok(_) => Ok(Put::Created),
-                    // Some stores answer a failed `If-None-Match: *` as a failed precondition.
+                    // Some stores report a failed `If-None-Match: *` as a failed precondition.
                     Err(
                         object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. },
                     ) => Ok(Put::Exists),
@@ -295,8 +295,8 @@ impl Store {
         StoreError::from_object_store(&self.location, operation, key, error)
     }
 
-    /// Records the result of a part of `bytes` that was sent to the backend directly, or of completing such
-    /// an upload.
+    /// Records the result of sending a part of `bytes` directly to the backend, or of completing such an
+    /// upload.
     pub(super) fn sent_part<T>(
         &self,
         key: &str,

@@ -99,7 +99,7 @@ async fn an_unfinished_object_does_not_exist() {
     assert_eq!(files(directory.path()), 0);
 
     // Killed after the bytes and before the sidecar: it was never acknowledged, so the next writer's content
-    // counts.
+    // prevails.
     store.overwrite(KEY, "left behind".into()).await.unwrap();
     assert!(matches!(store.stat_object(KEY).await, Err(StoreError::NotFound { .. })));
     let object = store.put_object(KEY, "whole".into()).await.unwrap();
@@ -113,7 +113,7 @@ fn files(directory: &Path) -> usize {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
-    /// An object is absent or complete, and what was acknowledged stays, whatever the store does.
+    /// Whatever the store does, an object is absent or complete, and acknowledged content stays.
     #[test]
     fn objects_survive_a_failing_store(seed in any::<u64>(), contents in prop::collection::vec(0..3u8, 1..12)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();

@@ -15,7 +15,8 @@ pub struct Encoder {
     tokenizer: Tokenizer,
     /// The tokenizer file, for messages.
     name: String,
-    /// Tokens, and their text, after which a response is decoded if the decoder would drop its first space.
+    /// Tokens and their text that are put before a response when it is decoded, if the decoder would drop
+    /// its first space.
     anchor: Option<(Vec<u32>, String)>,
     fingerprint: OnceLock<String>,
     renderer: Renderer,
@@ -176,7 +177,7 @@ impl Encoder {
         self.fingerprint.get_or_init(|| tokenizer::fingerprint(&self.tokenizer))
     }
 
-    /// A response's text without what the template writes around it.
+    /// A response's text without what the template adds around it.
     pub fn response_text(&self, ids: &[u32]) -> Result<String, TextError> {
         let text = self.decode_continuation(ids)?;
         let text = text.strip_prefix(self.renderer.lead()).unwrap_or(&text);
@@ -211,13 +212,13 @@ impl Encoder {
     }
 
     /// The pad token of exported models: neither EOS nor BOS nor a token of any text. It is the model's own
-    /// pad token if that is fit, else a special token for padding or reserved, else the unknown token of
+    /// pad token if that is suitable, else a special token for padding or reserved, else the unknown token of
     /// a tokenizer with byte fallback, else any other special token that the template does not write.
     pub fn pad_id(&self) -> Result<u32, TextError> {
         self.special.pad.clone()
     }
 
-    /// The model's own pad token and its replacement, if it is unfit.
+    /// The model's own pad token and its replacement, if it is unsuitable.
     fn replaced_pad(&self) -> Option<(String, String)> {
         let own = self.own_pad.clone()?;
         let pad = self.token_name(self.pad_id().ok());
@@ -247,7 +248,7 @@ impl Encoder {
         foreign.into_iter().chain(pad).collect()
     }
 
-    /// The tokens that begin, end and pad sequences. If no token is fit for padding, the model's own pad
+    /// The tokens that begin, end and pad sequences. If no token is suitable for padding, the model's own pad
     /// token stays: language models are read with masks.
     pub fn token_ids(&self) -> TokenIds {
         let own = || self.own_pad.as_ref().and_then(|token| self.tokenizer.token_to_id(token));

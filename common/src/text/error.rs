@@ -20,7 +20,7 @@ pub enum TextError {
         "the response {response:?} joins with the end of the prompt {prompt:?} into other tokens than the prompt has alone; a model that samples from the prompt never sees these: start the response with white space, or set text.template to one that ends prompts with a heading"
     )]
     Joined { prompt: String, response: String },
-    /// EOS would end the response early, BOS and others would be read as turns.
+    /// EOS would end the response early; BOS and others would be read as turns.
     #[error(
         "the {part} spells the special token {token:?} out, in {text:?}: it would be read as a turn's end or start; texts of the data never become control tokens: remove it from the row"
     )]

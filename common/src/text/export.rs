@@ -131,9 +131,9 @@ fn tokenizer_config(
     template: Option<&str>,
 ) -> Value {
     let mut config = files.tokenizer_config.as_object().cloned().unwrap_or_default();
-    // The class that uses tokenizer.json unchanged, as training did. Others build a tokenizer from its
-    // vocabulary (transformers 5: LlamaTokenizer and others, with other tokens for some texts), or run
-    // code that is not exported.
+    // The class that uses tokenizer.json unchanged, as training did. Other classes build a tokenizer from its
+    // vocabulary (transformers 5: LlamaTokenizer and others, with other tokens for some texts), or run code
+    // that is not exported.
     config.insert("tokenizer_class".to_owned(), json!("PreTrainedTokenizerFast"));
     config.remove("auto_map");
     name_tokens(&mut config, encoder, ids, encoder.bos_policy());

@@ -15,9 +15,9 @@ pub const TEXT_FILES: [&str; 6] = [
     "chat_template.jinja",
 ];
 
-/// Maximum size of tokenizer.json. The largest ones of known models have some 35 MB.
+/// Maximum size of tokenizer.json. The largest ones of known models have about 35 MB.
 const TOKENIZER_LIMIT: u64 = 256 << 20;
-/// Maximum size of each other file, whose JSON values take some fifty times as much memory.
+/// Maximum size of each other file, whose JSON values take about fifty times as much memory.
 const SIZE_LIMIT: u64 = 16 << 20;
 
 /// Tokens added to a tokenizer after its training, by older versions of transformers.
@@ -106,7 +106,7 @@ impl ModelText {
     }
 
     /// The files that name special tokens, by precedence: as in transformers, special_tokens_map.json is
-    /// first, unless tokenizer_config.json is of the newer kind that describes all tokens.
+    /// first, unless tokenizer_config.json has the newer form that describes all tokens.
     pub(super) fn named_tokens(&self) -> [&Value; 2] {
         match self.describes_tokens() {
             true => [&self.tokenizer_config, &self.special_tokens_map],
@@ -182,7 +182,7 @@ impl ModelText {
         self.file(if self.chat_template.is_some() { "chat_template.jinja" } else { "tokenizer_config.json" })
     }
 
-    /// The names of the model's chat templates, if it has some but no default.
+    /// The names of the model's chat templates, if it has several but no default.
     pub(super) fn templates_without_default(&self) -> Option<Vec<&str>> {
         if self.chat_template().is_some() {
             return None;

@@ -217,8 +217,8 @@ pub fn response_lengths<'a>(
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct LengthAccuracy {
     pub pairs: usize,
-    /// Fraction of pairs whose chosen response is the longer one, ties counted half; both truncated to what
-    /// they have beside their prompt.
+    /// Fraction of pairs whose chosen response is the longer one, ties counted half; both truncated to the
+    /// space that their prompt leaves.
     pub longer_chosen: f64,
     /// Mean tokens, after truncation.
     pub mean_chosen: f64,
@@ -245,7 +245,7 @@ impl LengthAccuracy {
         }
     }
 
-    /// Accuracy of the better rule of "longer is better" and "shorter is better".
+    /// Accuracy of the better of the rules "longer is better" and "shorter is better".
     pub fn accuracy(&self) -> f64 {
         self.longer_chosen.max(1.0 - self.longer_chosen)
     }

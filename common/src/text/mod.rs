@@ -73,12 +73,12 @@ impl Limits {
         Limits { prompt: max_length, response: max_length, total: max_length }
     }
 
-    /// Whether prompt and response share the whole, as [`Self::shared`] has it.
+    /// Whether prompt and response share the total, as in [`Self::shared`].
     pub fn are_shared(self) -> bool {
         self.prompt == self.total && self.response == self.total
     }
 
-    /// The tokens left of each part after truncation.
+    /// The number of tokens of each part that remain after truncation.
     pub fn fit(self, prompt: usize, response: usize) -> (usize, usize) {
         let (prompt, mut response) = (prompt.min(self.prompt), response.min(self.response));
         if prompt.saturating_add(response) > self.total {

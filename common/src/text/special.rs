@@ -143,8 +143,8 @@ fn eos_ids(files: &ModelText, text: &Text, tokenizer: &Tokenizer) -> Result<Vec<
     Ok(ids)
 }
 
-/// The pad token. transformers finds the last token of a row by it, so it must be neither EOS nor BOS nor
-/// occur in texts.
+/// The pad token. transformers uses it to find the last token of a row, so it must not be EOS or BOS or occur
+/// in texts.
 fn pad(
     files: &ModelText,
     text: &Text,

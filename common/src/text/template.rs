@@ -35,7 +35,7 @@ pub(super) struct Source<'a> {
     pub(super) eos: String,
 }
 
-/// Maximum characters of a text in error messages.
+/// Maximum number of characters of a text in error messages.
 const SHOWN: usize = 160;
 
 impl Renderer {
@@ -66,7 +66,7 @@ impl Renderer {
     }
 
     /// Renders a response after the rendered prompt, without EOS, and checks that the template renders the
-    /// whole dialogue alike.
+    /// whole dialogue the same way.
     pub(super) fn response(
         &self,
         prompt: &Prompt,

@@ -1,4 +1,4 @@
-//! Reading of tokenizer.json as transformers does, with the tokens that only tokenizer_config.json names.
+//! Reads tokenizer.json as transformers does, including the tokens that only tokenizer_config.json names.
 
 use super::{ModelText, TextError};
 use crate::{contain, input_file};
@@ -7,11 +7,11 @@ use serde_json::Value;
 use std::collections::{BTreeMap, HashSet};
 use tokenizers::{AddedToken, Tokenizer};
 
-/// Maximum growth of a text by a normalizer or a decoder. Those of known models replace a space by a
+/// Maximum growth of a text by a normalizer or a decoder. Those of known models replace a space with a
 /// character of three bytes, a few times over.
 const MAX_GROWTH: u64 = 1000;
 
-/// The parts of a tokenizer that change texts; the vocabulary beside them is left alone.
+/// The parts of a tokenizer that change texts; the vocabulary is not parsed.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Parts {
@@ -42,7 +42,7 @@ pub(super) fn read(files: &ModelText) -> Result<Tokenizer, TextError> {
     tokenizer.with_truncation(None).map_err(|error| fail(error.to_string()))?;
     tokenizer.with_padding(None);
     guarded(&name, || add_tokens(files, &mut tokenizer))??;
-    // A tokenizer that fails on every text is reported now, not for a row.
+    // A tokenizer that fails on every text is reported here rather than for a row.
     guarded(&name, || {
         let ids = tokenizer.encode_fast("a bé", false).map(|encoding| encoding.get_ids().to_vec());
         ids.map(|ids| tokenizer.decode(&ids, false).is_ok()).is_ok()
@@ -151,7 +151,7 @@ fn added_token(value: &Value) -> Option<AddedToken> {
 }
 
 fn special_tokens(files: &ModelText) -> impl Iterator<Item = AddedToken> {
-    // Not the pad token: whether it is fit depends on whether texts contain it.
+    // Not the pad token: whether it is suitable depends on whether texts contain it.
     const NAMES: [&str; 6] = ["bos_token", "eos_token", "unk_token", "sep_token", "cls_token", "mask_token"];
     NAMES.into_iter().filter_map(|name| {
         let found =
@@ -170,7 +170,7 @@ fn extra_tokens(files: &ModelText) -> impl Iterator<Item = AddedToken> {
         let named = map.as_object().into_iter().flatten();
         let named = named.filter(|(name, _)| name.ends_with("_token") && !STANDARD.contains(&name.as_str()));
         tokens.extend(named.map(|(_, token)| token).filter(|token| token.is_string()));
-        // If both notations are given, the newer one counts.
+        // If both notations are given, the newer one applies.
         let lists = ["extra_special_tokens", "additional_special_tokens"];
         match lists.into_iter().find_map(|name| map.get(name).filter(|list| !list.is_null())) {
             Some(Value::Array(list)) => tokens.extend(list),
@@ -182,7 +182,7 @@ fn extra_tokens(files: &ModelText) -> impl Iterator<Item = AddedToken> {
     tokens.into_iter().filter_map(added_token).map(special).collect::<Vec<_>>().into_iter()
 }
 
-/// Tokens, and their text, after which to decode others, if decoding drops the first space of a text.
+/// Tokens and their text to put before others when decoding, if decoding drops the first space of a text.
 pub(super) fn anchor(tokenizer: &Tokenizer) -> Option<(Vec<u32>, String)> {
     let encode = |text: &str| {
         let encoding = guarded("", || tokenizer.encode_fast(text, false)).ok()?.ok()?;

@@ -96,7 +96,7 @@ impl PemFile {
         if lists.is_empty() { Err(self.missing("revocation list (X509 CRL)")) } else { Ok(lists) }
     }
 
-    /// Its certificates as those of CAs.
+    /// Its certificates as trusted CA roots.
     pub fn roots(&self) -> Result<RootCertStore, TlsError> {
         let mut roots = RootCertStore::empty();
         for certificate in self.certificates()? {

@@ -1,4 +1,4 @@
-//! A server's TLS: certificates that are read again when their files change.
+//! A server's TLS, whose certificates are reloaded when their files change.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{PemFile, TlsError};
 
-/// Interval at which the files are compared with what was read of them.
+/// Interval at which the files are compared with their last read content.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The PEM files of a server's TLS.
@@ -27,12 +27,11 @@ pub struct ServerTlsFiles {
     /// CA certificates, one of which must have signed the certificate of every client, agent and rank
     /// (mTLS).
     pub client_ca: Option<PathBuf>,
-    /// Revocation lists of these CAs: the certificates of clients that are refused though they have not
-    /// expired.
+    /// Revocation lists of these CAs, with unexpired client certificates to refuse.
     pub client_crl: Option<PathBuf>,
 }
 
-/// The present configuration of TLS. Cheap to clone; clones see the same renewals.
+/// The current TLS configuration. Cheap to clone; clones see the same renewals.
 #[derive(Debug, Clone)]
 pub struct ServerTls {
     shared: Arc<Shared>,
@@ -61,8 +60,8 @@ struct Contents {
 }
 
 impl ServerTls {
-    /// Reads the files, and from then on watches them until `stop`: new connections use new certificates,
-    /// open ones continue as long as those of their clients are accepted. Files that cannot be used are
+    /// Reads the files, and from then on watches them until `stop`: new connections use new certificates, and
+    /// open ones continue as long as their clients' certificates are accepted. Files that cannot be used are
     /// logged, and the last good ones stay in use. Must be called within a tokio runtime.
     pub fn start(files: ServerTlsFiles, stop: CancellationToken) -> Result<Self, TlsError> {
         let contents = Contents::read(&files)?;
@@ -76,8 +75,7 @@ impl ServerTls {
         TlsAcceptor::from(Arc::clone(&self.shared.current.borrow().config))
     }
 
-    /// Checks a certificate that a handshake has verified, with those of intermediate CAs after it, once
-    /// more.
+    /// Checks again a certificate chain that a handshake has verified, the client's certificate first.
     pub fn check_client(&self, chain: &[CertificateDer<'_>]) -> Result<(), String> {
         let settings = Arc::clone(&self.shared.current.borrow());
         let (Some(clients), Some((own, intermediates))) = (&settings.clients, chain.split_first()) else {
@@ -87,7 +85,7 @@ impl ServerTls {
         verified.map(drop).map_err(|error| error.to_string())
     }
 
-    /// Told of each change of the files, after which a certificate may not be accepted any more.
+    /// Notified of each change of the files, after which a certificate may be refused.
     pub fn changes(&self) -> Changes {
         Changes(self.shared.current.subscribe())
     }
@@ -109,7 +107,7 @@ impl ServerTls {
                     (last, last_error) = (contents, String::new());
                     tracing::info!("reloaded the TLS certificates");
                 }
-                // A renewal may replace one file after the other: the next look sees both.
+                // A renewal may replace one file after the other: the next check sees both.
                 Err(error) if error.to_string() == last_error => {}
                 Err(error) => {
                     last_error = error.to_string();
@@ -120,7 +118,7 @@ impl ServerTls {
     }
 }
 
-/// Changes of the files of TLS.
+/// Changes of the TLS files.
 #[derive(Debug, Clone)]
 pub struct Changes(watch::Receiver<Arc<Settings>>);
 
@@ -176,11 +174,11 @@ impl Contents {
         let verifier =
             WebPkiClientVerifier::builder_with_provider(Arc::new(ca.roots()?), Arc::clone(provider));
         let verifier = match &self.client_crl {
-            // Refuses certificates of CAs of which there is no list.
+            // Refuses certificates of CAs for which there is no list.
             Some(crl) => verifier.with_crls(crl.revocation_lists()?).only_check_end_entity_revocation(),
             None => verifier,
         };
-        // Probes have no certificate. What they may not reach, `rpc::auth` refuses.
+        // Probes have no certificate. `rpc::auth` refuses what they may not reach.
         let verifier = verifier.allow_unauthenticated().build();
         verifier.map(Some).map_err(|error| TlsError::invalid(ca.path(), &error))
     }

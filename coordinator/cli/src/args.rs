@@ -101,11 +101,11 @@ pub(crate) enum Command {
     List(ListArgs),
     /// Prints a job: its state, its rounds and its specification with all defaults filled in.
     Get(JobArgs),
-    /// Follows a job to its end and shows its progress. May be interrupted and restarted at any time. With -o
-    /// json it prints a line for each event, with yaml a document, and with name its kind, such as
-    /// phase_committed; after a lost connection the job as it stands is told once more.
+    /// Follows a job to its end and shows its progress. Can be interrupted and restarted at any time. With -o
+    /// json, prints one line per event, with yaml one document, and with name the event's kind, such as
+    /// phase_committed. After a lost connection, prints the current state of the job once more.
     Watch(WatchArgs),
-    /// Prints the logs of a job's ranks, also of those that are gone.
+    /// Prints the logs of a job's ranks, including ranks that have ended.
     Logs(LogsArgs),
     /// Cancels a job. At least 4 characters of its id are required.
     Cancel(JobArgs),
@@ -115,7 +115,7 @@ pub(crate) enum Command {
     Pin(PinArgs),
     /// Lifts a pin.
     Unpin(PinArgs),
-    /// Lists the agents, their devices, and what those do.
+    /// Lists the agents, their devices, and what runs on each device.
     Workers(WorkersArgs),
     /// Shows what the coordinator's store holds, and deletes garbage in it.
     #[command(subcommand)]
@@ -138,20 +138,20 @@ pub(crate) enum Command {
     /// Writes a model for publishing or serving: as bf16, fp16 or fp32, in shards, or its LoRA adapter alone,
     /// with tokenizer, template and model card. Every file that is read is verified by its hash.
     Export(ExportArgs),
-    /// Checks a result directory: its files, tokens and template, and the computations of Foil and
-    /// transformers. The exit status is 0 if all checks passed, 1 if one failed, 3 if none failed but not
-    /// all could be made.
+    /// Checks a result directory: its files, tokens and template, and whether Foil and transformers compute
+    /// the same results. The exit status is 0 if all checks passed, 1 if any failed, and 3 if none failed but
+    /// some could not run.
     Conform(ConformArgs),
-    /// Checks this machine, the store and the coordinator, and says what to do.
+    /// Checks this machine, the store and the coordinator, and suggests fixes.
     Doctor(Box<DoctorArgs>),
-    /// Asks a coordinator or an agent on this machine whether it is healthy, for health checks of containers.
+    /// Checks whether a coordinator or an agent on this machine is healthy, for container health checks.
     Probe(ProbeArgs),
-    /// Keeps contexts: coordinators, and how to reach them.
+    /// Manages contexts: coordinators, and how to reach them.
     Config(ConfigArgs),
     /// Shows who you are to the coordinator: name, tenant and role.
     #[command(name = "whoami")]
     WhoAmI(WhoAmIArgs),
-    /// Makes tokens, with which a coordinator knows its users and agents.
+    /// Creates tokens by which a coordinator identifies its users and agents.
     Token(TokenArgs),
     /// Prints the JSON Schema of the job file, for editors.
     Schema,
@@ -187,18 +187,18 @@ pub(crate) struct RunArgs {
     /// Directory of results, logs and per-step metrics. Default: runs/<job name>
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
-    /// The coordinator's store: a directory, or s3://, gs:// or az://. It is kept. Default: OUT/store, of
-    /// which on success only what the run's page shows is kept
+    /// The coordinator's store: a directory, or an s3://, gs:// or az:// URL. It is kept. Default:
+    /// OUT/store, which on success is reduced to what the run's page shows
     #[arg(long, value_name = "URL-or-DIR")]
     pub(crate) store: Option<String>,
-    /// Keep all of OUT/store on success, also models and checkpoints.
+    /// Keep all of OUT/store on success, including models and checkpoints.
     #[arg(long)]
     pub(crate) keep: bool,
     /// Remove the results of an earlier run in OUT and start over.
     #[arg(long, conflicts_with = "store")]
     pub(crate) fresh: bool,
-    /// Show the job's page while it runs: prints its URL, and opens it where there is a screen. Later, `foil
-    /// ui OUT` shows it.
+    /// Show the job's page while it runs: prints its URL, and opens it if there is a display. Afterwards,
+    /// `foil ui OUT` shows it.
     #[arg(long)]
     pub(crate) ui: bool,
     /// Print only one final JSON object on standard output.
@@ -213,11 +213,11 @@ pub(crate) struct InspectArgs {
     /// Number of rows of each data set to show token by token.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub(crate) rows: usize,
-    /// Write a page that opens offline: the same rows colored by what is trained on, histograms of lengths,
-    /// repetitions, and prompts that sets share. It holds texts of the data.
+    /// Write a page that opens offline: the same rows with tokens colored by their use in training, length
+    /// histograms, repetitions, and prompts shared between sets. It contains text from the data.
     #[arg(long, value_name = "FILE")]
     pub(crate) html: Option<PathBuf>,
-    /// Directory of that page, as inspect.html, and of the same for programs, as inspect.json.
+    /// Write that page as inspect.html, and its contents for programs as inspect.json, to this directory.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
     /// Also read the models' weights and look for NaN and infinity.
@@ -240,7 +240,7 @@ pub(crate) struct PlanArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
-    /// Store of all durable state: a directory, or s3://, gs:// or az://
+    /// Store of all durable state: a directory, or an s3://, gs:// or az:// URL
     #[arg(long, value_name = "URL-or-DIR", env = "FOIL_STORE", hide_env_values = true)]
     pub(crate) store: String,
     /// Listen address of gRPC, /metrics and /healthz; port 0 selects a free one.
@@ -250,8 +250,8 @@ pub(crate) struct ServeArgs {
     /// address
     #[arg(long, value_name = "URL")]
     pub(crate) advertise: Option<String>,
-    /// Lead at once, without waiting for the current leader's heartbeats to stop. By default a coordinator
-    /// is a standby while another one leads the same store.
+    /// Take over leadership immediately, without waiting for the current leader's heartbeats to stop. By
+    /// default a coordinator is a standby while another one leads the same store.
     #[arg(long)]
     pub(crate) take_over: bool,
     #[command(flatten)]
@@ -261,11 +261,11 @@ pub(crate) struct ServeArgs {
     #[command(flatten)]
     pub(crate) auth: AuthArgs,
     /// Allow a listen address other than loopback without TLS or without authentication (--token-file,
-    /// --jwt-issuer or --tls-client-ca): whoever reaches it can run jobs and read all results, or read
-    /// tokens on the way. Only for trusted networks.
+    /// --jwt-issuer or --tls-client-ca): anyone who can reach it can run jobs and read all results, or read
+    /// tokens in transit. Only for trusted networks.
     #[arg(long)]
     pub(crate) insecure_listen: bool,
-    /// Accept workers of another version or build, whose results may differ. The ranks of one job are on
+    /// Accept workers of another version or build, whose results may differ. All ranks of a job still run on
     /// workers of one version and build.
     #[arg(long)]
     pub(crate) allow_version_skew: bool,
@@ -273,12 +273,11 @@ pub(crate) struct ServeArgs {
     /// records after it.
     #[arg(long, value_name = "RECORDS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) snapshot_every: u64,
-    /// Memory limit of reading one job's inputs, which happens in child processes.
+    /// Memory limit for reading one job's inputs, which happens in a child process.
     #[arg(long, value_name = "SIZE", default_value = "4GiB", value_parser = crate::size::bytes)]
     pub(crate) input_memory: u64,
-    /// Period of collections of garbage in the store, such as 12h, or off: inputs that no job names, a day
-    /// after they were last uploaded, and what is left of deleted jobs. `foil store gc` collects at
-    /// once.
+    /// Period of garbage collection in the store, such as 12h, or off. It deletes inputs that no job names,
+    /// a day after their last upload, and remains of deleted jobs. `foil store gc` collects immediately.
     #[arg(long, value_name = "PERIOD", default_value = "24h", value_parser = duration::interval)]
     pub(crate) gc_interval: Interval,
     /// Write the listen address to this file once requests are answered (a standby answers with the leader's
@@ -321,8 +320,8 @@ pub(crate) struct SubmitArgs {
     /// Then follow the job to its end, like `foil watch`; the exit status is the job's.
     #[arg(long, conflicts_with = "dry_run")]
     pub(crate) wait: bool,
-    /// Identifies the submission: a second one with the same id and the same job is the same job, with
-    /// another job an error. Default: random
+    /// Makes the submission idempotent: submitting the same job again with the same id returns the first
+    /// job, and a different job with this id is an error. Default: random
     #[arg(long, value_name = "ID", conflicts_with = "dry_run")]
     pub(crate) request_id: Option<String>,
     #[command(flatten)]

@@ -17,7 +17,7 @@ pub(crate) struct ClientArgs {
     pub(crate) tls: CredentialArgs,
 }
 
-/// Refuses an empty job name: an unset variable of a shell script would be a prefix of every id.
+/// Refuses an empty job name: an unset shell variable would be a prefix of every id.
 pub(crate) fn job_reference(text: &str) -> Result<String, String> {
     match text.split('/').next().unwrap_or_default().trim() {
         "" => Err("it names no job; give an id, a prefix of one, or a job's name".to_owned()),

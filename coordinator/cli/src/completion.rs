@@ -1,4 +1,4 @@
-//! `foil completion`: scripts by which a shell completes commands and options.
+//! `foil completion`: shell completion scripts for commands and options.
 
 use anyhow::Result;
 use clap::CommandFactory;

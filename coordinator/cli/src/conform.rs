@@ -1,4 +1,4 @@
-//! `foil conform`: checks a result directory by its files, by Foil and by transformers.
+//! `foil conform`: checks a result directory's files, and what Foil and transformers compute from them.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -16,8 +16,8 @@ const INCOMPLETE: u8 = 3;
 /// The Python that `scripts/fixtures/setup-peers` installs.
 const FIXTURES_PYTHON: &str = ".venv-peers/bin/python";
 
-/// Checks a directory and prints the findings. The status is 0 if all checks passed, 1 if one failed, 3 if
-/// none failed but not all could be made.
+/// Checks a directory and prints the findings. The status is 0 if all checks passed, 1 if any failed, and 3
+/// if none failed but some could not run.
 pub(crate) async fn conform(args: &ConformArgs) -> Result<ExitCode> {
     let (dir, python) = (args.dir.clone(), args.python.clone());
     let work = move || examine(&dir, python);
@@ -87,7 +87,7 @@ fn measure(probe: &Probe) -> Result<Measured> {
         .spawn()
         .context("foil-worker does not start")?;
     let mut input = child.stdin.take().context("foil-worker takes no input")?;
-    // It reads everything before it writes.
+    // The program reads all its input before it writes.
     input.write_all(&serde_json::to_vec(probe)?).context("foil-worker ended early")?;
     drop(input);
     let output = child.wait_with_output().context("foil-worker cannot be waited for")?;

@@ -1,4 +1,4 @@
-//! `foil convert`: data files in other formats and shapes.
+//! `foil convert`: converts data files to other formats and shapes.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -30,16 +30,16 @@ pub(crate) struct ConvertArgs {
     /// A file, a pattern ('data/*.parquet') or a split of a dataset folder (path#split).
     #[arg(value_name = "IN")]
     input: String,
-    /// The file to write. Its name tells the format: .jsonl, .json, .csv, .tsv, .parquet or .arrow, the
-    /// first four also with .gz or .zst.
+    /// The file to write. Its extension selects the format: .jsonl, .json, .csv, .tsv, .parquet or .arrow,
+    /// the first four optionally followed by .gz or .zst.
     #[arg(value_name = "OUT")]
     to: PathBuf,
     /// Read the rows as a job reads them, and write them in this shape. By default every column is written
     /// as it is.
     #[arg(long, value_name = "SHAPE", value_parser = PossibleValuesParser::new(Shape::ALL.map(|(name, _)| name)))]
     format: Option<String>,
-    /// With --format: the set that the rows are read for. By default, what the first row is: pairs
-    /// (preferences), answers (golden or sft) or prompts.
+    /// With --format: the kind of rows to read: pairs (preferences), answers (golden or sft) or prompts.
+    /// Default: the kind of the first row
     #[arg(
         long = "as",
         value_name = "SET",
@@ -47,13 +47,13 @@ pub(crate) struct ConvertArgs {
         value_parser = PossibleValuesParser::new(SetKind::ALL.map(|(name, _)| name))
     )]
     set: Option<String>,
-    /// With --format: a column by another name in IN, such as prompt=question.
+    /// With --format: a column that has another name in IN, such as prompt=question.
     #[arg(long, value_name = "NAME=COLUMN")]
     columns: Vec<String>,
-    /// Leave rows out that cannot be converted, up to this fraction of all.
+    /// Leave out rows that cannot be converted, up to this fraction of all rows.
     #[arg(long, value_name = "FRACTION", default_value_t = 0.0)]
     max_bad_fraction: f64,
-    /// Replace OUT if it is there.
+    /// Replace OUT if it exists.
     #[arg(long)]
     force: bool,
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! Command line arguments of credentials: certificates, tokens and their files, of a server and of a client.
+//! Command line arguments for the credentials of servers and clients: certificates, tokens and their files.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -24,20 +24,21 @@ pub(crate) const CLIENT_VARIABLES: [&str; 4] =
 
 #[derive(Debug, Args)]
 pub(crate) struct ServerTlsArgs {
-    /// Serve TLS with this certificate (PEM, followed by those of intermediate CAs). It is read again when
-    /// the file changes.
+    /// Serve TLS with this certificate (PEM, followed by those of intermediate CAs). Reloaded when the file
+    /// changes.
     #[arg(long, value_name = "FILE", env = SERVER_VARIABLES[0], requires = "tls_key")]
     tls_cert: Option<PathBuf>,
     /// Private key of --tls-cert (PEM).
     #[arg(long, value_name = "FILE", env = SERVER_VARIABLES[1], requires = "tls_cert")]
     tls_key: Option<PathBuf>,
-    /// Know clients and agents by certificates that one of these CAs has signed (mTLS): the subject's CN is
-    /// the name, O the tenant (default: default), and one OU the role, viewer, submitter, operator, admin or
-    /// agent. Required of all who show no token; only /healthz and /readyz answer without.
+    /// Authenticate clients and agents by certificates that one of these CAs has signed (mTLS): the
+    /// subject's CN is the name, O the tenant (default: default), and one OU the role: viewer,
+    /// submitter, operator, admin or agent. Required from everyone without a token; only /healthz and
+    /// /readyz answer without either.
     #[arg(long, value_name = "FILE", env = SERVER_VARIABLES[2], requires = "tls_cert")]
     tls_client_ca: Option<PathBuf>,
-    /// Refuse client certificates that these lists revoke (PEM, one of each CA that signs clients'
-    /// certificates). It is read again when the file changes.
+    /// Refuse client certificates that these lists revoke (PEM, one list for each CA that signs client
+    /// certificates). Reloaded when the file changes.
     #[arg(long, value_name = "FILE", env = SERVER_VARIABLES[4], requires = "tls_client_ca")]
     tls_crl: Option<PathBuf>,
 }
@@ -52,40 +53,40 @@ impl ServerTlsArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct AuthArgs {
-    /// Know clients and agents by bearer tokens. The file has one a line: NAME TENANT ROLE blake3:HASH
-    /// [expires=DATE], as `foil token create` prints it. It is read again when it changes.
+    /// Authenticate clients and agents by bearer tokens. The file has one per line: NAME TENANT ROLE
+    /// blake3:HASH [expires=DATE], as `foil token create` prints it. Reloaded when the file changes.
     #[arg(long, value_name = "FILE", env = SERVER_VARIABLES[3])]
     token_file: Option<PathBuf>,
-    /// Know clients by JSON Web Tokens of this OIDC issuer, the claim iss. They have the claims sub, tenant
-    /// and role, or those named below, and are sent like other tokens.
+    /// Authenticate clients by JSON Web Tokens of this OIDC issuer (the claim iss). They have the claims
+    /// sub, tenant and role, or those named below, and are sent like other tokens.
     #[arg(long, value_name = "URL", requires_all = ["jwt_audience", "jwks"])]
     jwt_issuer: Option<String>,
-    /// Audience that the claim aud of these tokens must hold.
+    /// Audience that the claim aud of these tokens must contain.
     #[arg(long, value_name = "NAME", requires = "jwt_issuer")]
     jwt_audience: Option<String>,
-    /// The issuer's public keys for RS256, ES256 or EdDSA, a JSON Web Key Set: a file, which is read again
-    /// when it changes, or an https:// URL, fetched every hour and when a token names an unknown key.
+    /// The issuer's public keys for RS256, ES256 or EdDSA, as a JSON Web Key Set: a file, reloaded when it
+    /// changes, or an https:// URL, fetched every hour and when a token names an unknown key.
     #[arg(long, value_name = "FILE-or-URL", requires = "jwt_issuer", value_parser = str::parse::<KeySource>)]
     jwks: Option<KeySource>,
-    /// CA certificates (PEM) for --jwks of https://, read again at each fetch. Default: those that this system
-    /// trusts
+    /// CA certificates (PEM) for an https:// URL of --jwks, reloaded at each fetch. Default: those that this
+    /// system trusts
     #[arg(long, value_name = "FILE", requires = "jwks")]
     jwks_ca: Option<PathBuf>,
-    /// The claim of the principal's name.
+    /// Claim that holds the principal's name.
     #[arg(long, value_name = "CLAIM", default_value = "sub")]
     jwt_name_claim: String,
-    /// The claim of its tenant. Dots lead to an inner claim.
+    /// Claim that holds its tenant. Dots select a nested claim.
     #[arg(long, value_name = "CLAIM", default_value = "tenant")]
     jwt_tenant_claim: String,
-    /// The claim of its role: a text, or a list of groups of which one is a role.
+    /// Claim that holds its role: a string, or a list of groups that includes one role.
     #[arg(long, value_name = "CLAIM", default_value = "role")]
     jwt_role_claim: String,
-    /// Append a JSON line to this file for each call that changes something, and for each that is refused;
-    /// "-" is standard output. With authentication the store keeps these lines too, under audit/.
+    /// Append a JSON line to this file for each call that changes something or is refused; "-" is standard
+    /// output. With authentication, the store also keeps these lines, under audit/.
     #[arg(long, value_name = "FILE")]
     audit_log: Option<PathBuf>,
-    /// Time for which the store keeps these lines, such as 365d, or off for ever. The leader deletes them by
-    /// the day, never those of the current one.
+    /// Time for which the store keeps these lines, such as 365d, or off to keep them forever. The leader
+    /// deletes whole days, never the current one.
     #[arg(long, value_name = "TIME", default_value = "90d", value_parser = duration::interval)]
     audit_retention: Interval,
 }
@@ -130,8 +131,8 @@ pub(crate) struct CredentialArgs {
     /// Private key of --tls-cert (PEM).
     #[arg(long, value_name = "FILE", env = CLIENT_VARIABLES[2], requires = "tls_cert")]
     pub(crate) tls_key: Option<PathBuf>,
-    /// File that holds your token, for a coordinator that knows its users by tokens. It is read again when
-    /// it changes, and sent over TLS or to this machine only.
+    /// File that holds your token, for a coordinator that authenticates users by tokens. Reloaded when it
+    /// changes, and sent only over TLS or to this machine.
     #[arg(long, value_name = "FILE", env = CLIENT_VARIABLES[3])]
     pub(crate) token_file: Option<PathBuf>,
 }

@@ -33,7 +33,7 @@ pub(crate) async fn artifact(
     Ok(())
 }
 
-/// Downloads objects into `dir` without a bar, those that are not there.
+/// Downloads the objects that `dir` lacks, without a progress bar.
 pub(crate) async fn quietly(line: &LeaderChannel, objects: &[v1::Object], dir: &Path) -> Result<()> {
     for object in objects {
         let path = dir.join(file_name(object)?);

@@ -63,7 +63,7 @@ fn item(lines: &[(usize, &str)], key: usize, entry: usize) -> Option<usize> {
     let outer = lines[key].0;
     let is_item = |text: &str| text == "-" || text.starts_with("- ");
     let below = lines.iter().enumerate().skip(key + 1);
-    // Dashes may stand as far to the left as the key.
+    // Dashes may have the same indentation as the key.
     let inside = below.take_while(|(_, (indent, text))| {
         *indent > outer || (*indent == outer && is_item(text)) || text.is_empty() || text.starts_with('#')
     });

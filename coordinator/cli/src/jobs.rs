@@ -168,7 +168,7 @@ pub(crate) async fn get(args: &JobArgs) -> Result<()> {
     Ok(())
 }
 
-/// Lines on how far the job's experiment trackers are; none if that cannot be told.
+/// Lines on the status of the job's experiment trackers; none if it is unknown.
 async fn tracker_lines(job: &v1::Job, client: &Client) -> Vec<String> {
     if !job.spec.as_ref().is_some_and(trackers::any) {
         return Vec::new();
@@ -177,7 +177,7 @@ async fn tracker_lines(job: &v1::Job, client: &Client) -> Vec<String> {
     asked.map(|answer| trackers::lines(&answer.trackers)).unwrap_or_default()
 }
 
-/// Lines on a job's place in the queue, as far as it is not that of all others.
+/// Lines on the settings of a job's place in the queue that are not the defaults.
 fn scheduling(job: &v1::Job) -> impl Iterator<Item = String> {
     let priority = (job.priority != 0).then(|| format!("priority {}", job.priority));
     let labels = (!job.labels.is_empty()).then(|| format!("labels {}", labels(job)));
@@ -186,7 +186,7 @@ fn scheduling(job: &v1::Job) -> impl Iterator<Item = String> {
     [priority, labels, preempted].into_iter().flatten()
 }
 
-/// When an ended job is to be deleted, or what keeps it.
+/// When an ended job will be deleted, or what protects it.
 fn expiry(job: &v1::Job) -> Option<String> {
     let at = time(job.expires_at.as_ref()?);
     Some(match job.kept_by.as_slice() {

@@ -15,7 +15,7 @@ use super::client_args::{ClientArgs, job_reference};
 use super::reconnect::Reconnect;
 use super::{duration, size, stdout};
 
-/// Fields that are not shown: what the prefix of a line says, and the job.
+/// Fields that are not shown: the job, and what the prefix of a line shows.
 const OMITTED: [&str; 3] = ["job", "attempt", "rank"];
 
 #[derive(Debug, Args)]
@@ -39,7 +39,7 @@ pub(crate) struct LogsArgs {
     /// Only the last N lines.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     tail: Option<u32>,
-    /// Go on with new lines until the job has ended.
+    /// Keep printing new lines until the job has ended.
     #[arg(short, long)]
     follow: bool,
     /// Print lines as they are stored: one JSON object each.

@@ -1,4 +1,4 @@
-//! Formats of the commands that read (`--output`).
+//! Output formats of the commands that read (`--output`).
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
@@ -23,12 +23,12 @@ pub(crate) enum Output {
     Json,
     /// The same object as YAML.
     Yaml,
-    /// Ids or names alone, one a line.
+    /// Ids or names alone, one per line.
     Name,
 }
 
-/// Prints in a format for programs: `value`, or the names in it. Returns whether a table is left to be
-/// printed.
+/// Prints in a format for programs: `value`, or the names in it. Returns whether the caller still has to
+/// print a table.
 pub(crate) fn structured<I: IntoIterator<Item = String>>(
     output: Output,
     value: impl FnOnce() -> serde_json::Result<Value>,

@@ -1,5 +1,5 @@
 //! `foil probe`: whether a coordinator or an agent on this machine answers, for health checks of containers,
-//! whose images hold no other client.
+//! whose images contain no other client.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use url::{Host, Url};
 
 /// Within the 30 seconds that container engines give to a health check.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Bound of an answer; pages of health have one line.
+/// Maximum size of an answer; health pages have one line.
 const MAX_ANSWER: u64 = 16 << 10;
 
 #[derive(Debug, Args)]
@@ -29,8 +29,8 @@ Examples:
   foil probe https://127.0.0.1:7070/readyz     a coordinator with TLS
   foil probe http://127.0.0.1:9100/healthz     an agent with --metrics-listen 127.0.0.1:9100")]
 pub(crate) struct ProbeArgs {
-    /// Page of this machine, http:// or https://, /healthz or /readyz. Its certificate is not verified, as
-    /// Kubernetes does not do for its probes either: none names 127.0.0.1, and no secret is sent.
+    /// Page on this machine, http:// or https://, /healthz or /readyz. Its certificate is not verified, as
+    /// with Kubernetes probes: no certificate names 127.0.0.1, and no secret is sent.
     #[arg(value_name = "URL", default_value = "https://127.0.0.1:7070/healthz", value_parser = Page::parse)]
     page: Page,
 }
@@ -77,7 +77,7 @@ pub(crate) async fn probe(args: &ProbeArgs) -> Result<()> {
     check(&answer).with_context(what)
 }
 
-/// The server's answer, as much of it as has come by its end.
+/// The server's answer, up to [`MAX_ANSWER`] bytes.
 async fn fetch(page: &Page) -> Result<String> {
     let stream = TcpStream::connect(page.address).await.context("cannot connect")?;
     if !page.uses_tls {
@@ -97,7 +97,7 @@ async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, page: &Page) 
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
-/// Fails with what the server says unless its status is 200.
+/// Fails with the server's message unless its status is 200.
 fn check(answer: &str) -> Result<()> {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((answer, ""));
     let status = head.lines().next().unwrap_or_default();
@@ -119,7 +119,7 @@ fn connector() -> Result<TlsConnector> {
     Ok(Arc::new(config).into())
 }
 
-/// Accepts every certificate: the peer is this machine, and learns nothing.
+/// Accepts every certificate: the peer is this machine, and no secret is sent.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 

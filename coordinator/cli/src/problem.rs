@@ -1,4 +1,4 @@
-//! A coordinator's refusal in words: its message, and what its google.rpc details add.
+//! A coordinator's refusal as text: its message, and what its google.rpc details add.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ pub(crate) fn text(status: &Status) -> String {
     parts.join("; ")
 }
 
-/// Adds what the text does not say yet.
+/// Adds what the text does not contain yet.
 fn add<'a>(parts: &mut Vec<String>, told: impl Iterator<Item = (&'a str, &'a str)>) {
     for (subject, description) in told {
         let said = |text: &str| text.is_empty() || parts.iter().any(|part| part.contains(text));

@@ -118,7 +118,7 @@ impl Progress {
         }
     }
 
-    /// Says that the job resumes.
+    /// Reports that the job resumes.
     pub(crate) fn resumes(&mut self, phases: u32) {
         // That it was queued before is not news.
         self.queued_shown = true;

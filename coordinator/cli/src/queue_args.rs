@@ -1,4 +1,4 @@
-//! Options of a job's place in the queue, and of selecting jobs in a list.
+//! Options for a job's place in the queue, and for selecting jobs in a list.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -69,7 +69,7 @@ pub(crate) struct ListFilterArgs {
     /// Maximum number of jobs. If there are more, the token of the next page is printed.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
-    /// Go on after an earlier page; the other options must be the same.
+    /// Continue after an earlier page; the other options must be the same.
     #[arg(long, value_name = "TOKEN")]
     page: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! Streams that are opened again where they broke.
+//! Streams that are reopened where they broke.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ pub(crate) struct Reconnect {
 #[derive(Debug)]
 pub(crate) struct GivenUp {
     pub(crate) status: Status,
-    /// Whether it was tried for long.
+    /// Whether it was retried until the timeout.
     pub(crate) timed_out: bool,
 }
 
@@ -32,7 +32,7 @@ impl Reconnect {
         (self.has_spoken, self.lost_since) = (true, None);
     }
 
-    /// Waits until the stream should be opened again; returns whether it was whole until now.
+    /// Waits until the stream should be opened again; returns whether it was intact until now.
     pub(crate) async fn wait(&mut self, status: Status) -> Result<bool, GivenUp> {
         let is_first = self.lost_since.is_none();
         let pause = self.pause(status, Instant::now())?;
@@ -42,8 +42,7 @@ impl Reconnect {
 
     /// The pause before the stream is opened again.
     fn pause(&mut self, status: Status, now: Instant) -> Result<Duration, GivenUp> {
-        // A token that was replaced in its file ends streams; a call with the new one tells whether it
-        // counts.
+        // Replacing a token in its file ends streams. A call with the new token shows whether it is accepted.
         let renewed = std::mem::take(&mut self.has_spoken) && status.code() == Code::Unauthenticated;
         let put_off = rpc::retry_after(&status);
         if !rpc::is_unavailable(&status) && put_off.is_none() && !renewed {
@@ -69,7 +68,7 @@ mod tests {
         let gone = || Status::unavailable("gone");
         let details = ErrorDetails::with_retry_info(Some(Duration::from_secs(3)));
         let put_off = Status::with_error_details(Code::ResourceExhausted, "too many calls", details);
-        assert_eq!(reconnect.pause(put_off, now).unwrap(), Duration::from_millis(3500), "as it asks");
+        assert_eq!(reconnect.pause(put_off, now).unwrap(), Duration::from_millis(3500), "as the server asks");
         assert_eq!(reconnect.pause(gone(), now + TIMEOUT).unwrap(), PAUSE);
         let given_up = reconnect.pause(gone(), now + TIMEOUT + PAUSE).unwrap_err();
         assert!(given_up.timed_out);

@@ -1,6 +1,6 @@
-//! Data files by URL. The client reads them, with its user's credentials, and uploads what it read: a
-//! coordinator never opens a URL of a job, since its own credentials may open what the job's tenant must not
-//! read, and its network what the tenant cannot reach.
+//! Data files named by URL. The client reads them with its user's credentials and uploads the content. A
+//! coordinator never opens a job's URL: its credentials may give access to data that the job's tenant must
+//! not read, and its network to hosts that the tenant cannot reach.
 
 use std::collections::HashMap;
 use std::io::Write as _;
@@ -20,9 +20,9 @@ use super::progress::Progress;
 
 /// Largest file, in bytes.
 const FILE_LIMIT: u64 = 64 << 30;
-/// Largest number of files that a pattern fits.
+/// Maximum number of files that match a pattern.
 const FILES: usize = 10_000;
-/// Largest number of redirections.
+/// Maximum number of redirections.
 const REDIRECTIONS: usize = 5;
 /// Time without a byte after which a download has failed.
 const IDLE: Duration = Duration::from_secs(60);
@@ -37,8 +37,8 @@ pub(crate) enum RemoteError {
     Local(#[from] std::io::Error),
 }
 
-/// Downloads the data files that a job names by URL, and names the copies in their place. They last as long
-/// as the directory that is returned.
+/// Downloads the data files that a job names by URL, and replaces the URLs with the copies. They exist as
+/// long as the returned directory.
 pub(crate) async fn fetch(job: &mut spec::Job, progress: &Progress) -> Result<Option<TempDir>, RemoteError> {
     let is_url = |input: &InputRef| matches!(input, InputRef::Url(_));
     if !job.data.inputs().into_iter().any(|(_, input)| is_url(input)) {
@@ -119,7 +119,7 @@ impl Download<'_> {
         Ok(files)
     }
 
-    /// A file of a web server. No credentials are sent but those in the URL itself.
+    /// A file on a web server. The only credentials sent are those in the URL itself.
     async fn web_page(&self, progress: &Progress) -> Result<PathBuf, RemoteError> {
         let url = Url::parse(self.url).map_err(|error| self.refuse(format!("it is no URL ({error})")))?;
         let name = url.path_segments().and_then(|mut parts| parts.next_back()).unwrap_or_default();
@@ -158,7 +158,7 @@ impl Download<'_> {
     }
 }
 
-/// Follows redirections, as long as they are encrypted.
+/// Follows redirections only if they are encrypted.
 fn follow(attempt: Attempt<'_>) -> reqwest::redirect::Action {
     match redirection(attempt.url(), attempt.previous().len()) {
         Ok(()) => attempt.follow(),

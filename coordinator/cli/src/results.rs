@@ -109,7 +109,7 @@ fn replace(from: &Path, part: &Path, to: &Path) -> io::Result<()> {
     fs::rename(part, to)
 }
 
-/// Keeps the card that somebody has edited in `earlier`, if that is the same model.
+/// Keeps an edited card in `earlier`, if that is the same model.
 fn keep_card(earlier: &Path, part: &Path) -> io::Result<()> {
     let model = |dir: &Path| card::Provenance::read(dir).ok().flatten().map(|made| made.artifact.name);
     let (old, new) = (earlier.join(card::README), part.join(card::README));

@@ -27,7 +27,7 @@ use foil_coordinator::trackers;
 
 /// Advice on listening beyond loopback.
 const SECURE_LISTEN: &str = "Give --tls-cert and --tls-key, and --token-file, --jwt-issuer or --tls-client-ca, or, on a network you trust, --insecure-listen";
-/// Deadline of reading one job's inputs.
+/// Deadline for reading one job's inputs.
 const INPUT_DEADLINE: Duration = Duration::from_secs(600);
 /// Backlog of the listener; the kernel has its own limit (net.core.somaxconn).
 const QUEUED_CONNECTIONS: u32 = 4096;
@@ -68,7 +68,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
         tracing::warn!("standbys cannot redirect clients to this coordinator; set its URL with --advertise");
     }
     let audit_file = args.auth.audit_file();
-    // Without authentication the only principal is whoever is on this machine.
+    // Without authentication the only principal is any user of this machine.
     let audit = match auth.is_some() || audit_file.is_some() {
         true => Some(AuditLog::start(audit_file.as_ref(), store.clone())?),
         false => None,
@@ -111,8 +111,8 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
     }
 }
 
-/// Refuses an address beyond loopback without both TLS and authentication, or says what --insecure-listen
-/// gives away.
+/// Refuses an address beyond loopback without both TLS and authentication, or warns of what --insecure-listen
+/// exposes.
 fn check_listen(args: &ServeArgs, has_tls: bool, has_auth: bool) -> Result<()> {
     let danger = match (has_tls, has_auth) {
         (true, true) => return Ok(()),

@@ -26,8 +26,8 @@ pub(crate) async fn submit(args: &SubmitArgs) -> Result<()> {
         return dry_run(job, format).await;
     }
     let client = args.client.connect()?;
-    // An upload retries for long while the coordinator restarts; one that was never there is reported at
-    // once.
+    // An upload retries for a long time while the coordinator restarts. A coordinator that is unreachable
+    // from the start is reported immediately.
     client.reach().await?;
     let mut progress = Progress::new(true);
     let prepared = prepare(job, &progress).await?;

@@ -16,7 +16,7 @@ pub(crate) enum TenantsCommand {
     List(ListArgs),
     /// Prints a tenant's quota and what it uses.
     Get(TenantArgs),
-    /// Sets limits of a tenant; those not given stay as they are. Running jobs continue, whatever the new
+    /// Sets limits of a tenant; limits that are not given are kept. Running jobs continue, whatever the new
     /// limits are.
     Set(SetArgs),
 }
@@ -43,25 +43,26 @@ pub(crate) struct TenantArgs {
 pub(crate) struct SetArgs {
     #[command(flatten)]
     tenant: TenantArgs,
-    /// Devices at once of a kind, for example cuda=8 or cuda=none. May be repeated.
+    /// Devices of a kind in use at the same time, for example cuda=8 or cuda=none. May be repeated.
     #[arg(long = "devices", value_name = "KIND=N", value_parser = devices)]
     devices: Vec<(String, Limit<u32>)>,
-    /// Jobs that may hold devices at once, or none for no limit.
+    /// Jobs that may hold devices at the same time, or none for no limit.
     #[arg(long, value_name = "N", value_parser = number)]
     running_jobs: Option<Limit<u32>>,
-    /// Jobs that may wait at once, or none for no limit.
+    /// Jobs that may wait at the same time, or none for no limit.
     #[arg(long, value_name = "N", value_parser = number)]
     queued_jobs: Option<Limit<u32>>,
-    /// Bytes in the store above which nothing more is taken in, for example 500GiB, or none for no limit.
+    /// Bytes in the store above which uploads and submissions are refused, for example 500GiB, or none for
+    /// no limit.
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     stored_bytes: Option<Limit<u64>>,
-    /// Calls in each second of the tenant's viewers and submitters, or none for no limit. Others wait and
-    /// are made again.
+    /// Calls per second by the tenant's viewers and submitters, or none for no limit. Clients wait and retry
+    /// calls above it.
     #[arg(long, value_name = "N", value_parser = number)]
     requests_per_second: Option<Limit<u32>>,
 }
 
-/// A new limit; `None` takes it away.
+/// A new limit; `None` removes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Limit<T>(Option<T>);
 

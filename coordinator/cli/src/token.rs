@@ -18,9 +18,9 @@ pub(crate) struct TokenArgs {
 
 #[derive(Debug, Subcommand)]
 enum TokenCommand {
-    /// Makes a token and prints it, once, with the line for the coordinator's --token-file. The token is for
-    /// its holder, who keeps it in a file of mode 600 (--token-file or FOIL_TOKEN_FILE); the coordinator has
-    /// its hash only.
+    /// Creates a token and prints it, once, with the line for the coordinator's --token-file. The holder
+    /// keeps the token in a file of mode 600 (--token-file or FOIL_TOKEN_FILE); the coordinator has only its
+    /// hash.
     Create(CreateArgs),
 }
 
@@ -36,7 +36,7 @@ struct CreateArgs {
     /// tenant), admin (and on all tenants), or agent (foil-worker).
     #[arg(long, value_name = "ROLE", value_parser = str::parse::<Role>)]
     role: Role,
-    /// When it stops to be accepted: after a time, as 90d or 12h, or at a date, as 2027-01-31 (UTC).
+    /// When it expires: after a time, such as 90d or 12h, or on a date, such as 2027-01-31 (UTC).
     #[arg(long, value_name = "TIME", value_parser = expires)]
     expires: Option<SystemTime>,
 }

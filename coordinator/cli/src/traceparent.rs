@@ -1,5 +1,5 @@
-//! The trace that a command is part of: where the environment's `TRACEPARENT` names a span, as tools for
-//! tracing scripts and pipelines set it, a submitted job's spans go below that one.
+//! The trace that a command is part of. If the environment's `TRACEPARENT` names a span, as set by tools that
+//! trace scripts and pipelines, a submitted job's spans go below that span.
 
 use foil_common::otlp::TraceContext;
 use tonic::metadata::MetadataMap;
@@ -12,7 +12,7 @@ pub(crate) fn add_to(metadata: &mut MetadataMap) {
     add(std::env::var(VARIABLE).ok().as_deref(), metadata);
 }
 
-/// A value that W3C Trace Context does not allow is left out, as it says.
+/// A value that W3C Trace Context does not allow is left out, as it requires.
 fn add(text: Option<&str>, metadata: &mut MetadataMap) {
     let context: Option<TraceContext> = text.and_then(|text| text.trim().parse().ok());
     if let Some(Ok(value)) = context.map(|context| context.to_string().parse()) {

@@ -1,4 +1,4 @@
-//! Experiment trackers of a job: TensorBoard's event files on this machine, and how far the trackers are.
+//! Experiment trackers of a job: TensorBoard's event files on this machine, and the status of the trackers.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,9 +16,9 @@ use super::progress::Progress;
 
 /// The folder of event files in a directory of results, and what `foil pull` calls them.
 pub(crate) const EVENT_FILES: &str = "tensorboard";
-/// Time between two looks for new event files.
+/// Polling interval for new event files.
 const INTERVAL: Duration = Duration::from_secs(2);
-/// Time between two looks at deliveries of a job that has ended.
+/// Polling interval for deliveries of a job that has ended.
 const END_INTERVAL: Duration = Duration::from_millis(200);
 /// Time after a job's end for which a run waits for its trackers.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -39,7 +39,7 @@ pub(crate) async fn ask(
 #[derive(Debug)]
 pub(crate) struct Mirror {
     dir: PathBuf,
-    /// Number of the job's event files that are here.
+    /// Number of the job's event files that are downloaded.
     have: u32,
 }
 
@@ -48,7 +48,7 @@ impl Mirror {
         Self { dir: dir.to_owned(), have: 0 }
     }
 
-    /// Downloads the files that are not here yet; returns how far the trackers are.
+    /// Downloads the files that are missing; returns the status of the trackers.
     pub(crate) async fn fetch(&mut self, line: &LeaderChannel, job: &str) -> Result<Vec<v1::TrackerStatus>> {
         loop {
             let v1::GetTrackersResponse { trackers, event_files } = ask(line, job, self.have).await?;
@@ -61,7 +61,7 @@ impl Mirror {
         }
     }
 
-    /// Follows the job for ever. What fails is tried again: the job does not depend on it.
+    /// Follows the job forever. Failures are retried: the job does not depend on them.
     pub(crate) async fn follow(&mut self, line: &LeaderChannel, job: &str) {
         loop {
             sleep(INTERVAL).await;
@@ -71,8 +71,8 @@ impl Mirror {
         }
     }
 
-    /// Waits until the trackers have all of a job that has ended; says of those that take longer what there
-    /// is to do.
+    /// Waits until the trackers have received all data of an ended job. For those that take longer, prints
+    /// what to do.
     pub(crate) async fn finish(&mut self, line: &LeaderChannel, job: &str, progress: &Progress) {
         let since = Instant::now();
         let mut spinner = None;
@@ -84,7 +84,7 @@ impl Mirror {
                     Vec::new()
                 }
             };
-            // One that says what is wrong with it will not be well in a moment.
+            // A tracker that reports a problem will not recover in a moment.
             let is_hopeless = late.iter().all(|tracker| !tracker.problem.is_empty());
             let waited = since.elapsed();
             if late.is_empty() || waited > PATIENCE || (is_hopeless && waited > PATIENCE_IN_TROUBLE) {

@@ -1,4 +1,4 @@
-//! Following of a job to its end.
+//! Follows a job to its end.
 
 use anyhow::Result;
 use foil_proto::v1;
@@ -11,11 +11,11 @@ use super::progress::Progress;
 use super::reconnect::{GivenUp, Reconnect};
 use super::stdout;
 
-/// Takes in the events of a job.
+/// Receives the events of a job.
 pub(crate) trait Observer {
     fn event(&mut self, event: &v1::JobEvent) -> Result<()>;
 
-    /// Tells what is no event of the job.
+    /// Reports something that is not an event of the job.
     fn note(&mut self, text: &str);
 }
 
@@ -61,7 +61,7 @@ impl Observer for Printer {
     }
 }
 
-/// The kind of an event, as its field is called.
+/// The kind of an event: the name of its field.
 fn kind(event: &v1::JobEvent) -> &'static str {
     match event.event {
         Some(Event::Job(_)) => "job",
@@ -74,15 +74,15 @@ fn kind(event: &v1::JobEvent) -> &'static str {
     }
 }
 
-/// Tells an observer of a job's events until its last one; returns the job. A broken stream of events resumes
-/// where it broke.
+/// Passes a job's events to an observer until the last one; returns the job. A broken stream of events
+/// resumes where it broke.
 pub(crate) async fn follow(client: &Client, id: &str, observer: &mut impl Observer) -> Result<v1::Job> {
     let (mut revision, mut reconnect) = (0, Reconnect::default());
     loop {
         let status = match stream(client, id, &mut revision, &mut reconnect, observer).await? {
             Ok(last) => {
                 let job = client.try_get(id).await?;
-                // A job that is gone already was deleted since its end.
+                // A job that does not exist was deleted after it ended.
                 match (job.filter(is_ended), last) {
                     (Some(job), _) => return client.complete(job).await,
                     (None, Some(last)) => return Ok(last),
@@ -103,7 +103,7 @@ pub(crate) async fn follow(client: &Client, id: &str, observer: &mut impl Observ
     }
 }
 
-/// Tells of a stream of events to its end; returns the job as the last event has it, if it has ended.
+/// Passes on a stream of events to its end; returns the job of the last event, if it has ended.
 async fn stream(
     client: &Client,
     id: &str,
@@ -148,7 +148,7 @@ mod tests {
     /// A coordinator that breaks its first stream of events.
     struct Flaky {
         asked: std::sync::Arc<Mutex<Vec<u64>>>,
-        /// Whether the job is there after its end.
+        /// Whether the job still exists after its end.
         is_kept: bool,
     }
 
@@ -271,7 +271,7 @@ mod tests {
         let text = |format| Printer::new(format).text(&event).unwrap();
         let json: serde_json::Value = serde_json::from_str(&text(Output::Json)).unwrap();
         assert_eq!(json["phase_started"]["phase"], "r00.sft");
-        assert!(!text(Output::Json).contains('\n'), "one line an event");
+        assert!(!text(Output::Json).contains('\n'), "one line per event");
         let yaml = text(Output::Yaml);
         assert!(yaml.starts_with("---\n") && yaml.contains("phase: r00.sft"), "{yaml}");
         assert_eq!(text(Output::Name), "phase_started");

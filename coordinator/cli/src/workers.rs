@@ -1,4 +1,4 @@
-//! `foil workers`: agents, their devices, and what those do.
+//! `foil workers`: agents, their devices, and what runs on each device.
 
 use std::time::SystemTime;
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// `foil` with a configuration of its own, and without the environment's settings.
+/// `foil` with a separate configuration, and without the environment's settings.
 fn foil(home: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_foil"));
     command.args(arguments).current_dir(home).env("FOIL_CONFIG", home.join("config/foil.yaml"));
@@ -217,7 +217,7 @@ fn no_color_wins_over_everything() {
     let (_, stdout, stderr) = output(forced(&["--help"]));
     assert!(
         format!("{stdout}{stderr}").contains('\u{1b}'),
-        "colors can be forced, so that their absence says something"
+        "colors can be forced, so their absence is meaningful"
     );
     for arguments in [
         &["--help"][..],
@@ -293,7 +293,7 @@ fn a_run_has_a_page_and_a_report_when_its_coordinator_is_gone() {
         code == Some(1) && stderr.contains("is open in another `foil ui`, at http://127.0.0.1:"),
         "{stderr}"
     );
-    // Beside the page a report is read from its coordinator.
+    // While the page is open, a report is read from its coordinator.
     let beside = succeed(foil(home, &["report", "run", "--out", "beside", "--format", "md"]));
     assert_eq!(beside.trim(), "beside/rounds.md");
     drop(ui);

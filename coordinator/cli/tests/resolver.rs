@@ -69,11 +69,14 @@ fn children(of: &str) -> usize {
     found
 }
 
-/// Every test limits its children to a number of bytes of its own, by which they are found.
+/// Each test gives its children a distinct memory limit, by which they are found.
 async fn wait_for_children(memory: u64, count: usize) {
     let started = Instant::now();
     while children(&format!("--memory\0{memory}\0")) != count {
-        assert!(started.elapsed() < PATIENCE, "no {count} children of {memory} bytes");
+        assert!(
+            started.elapsed() < PATIENCE,
+            "there are not {count} children with a limit of {memory} bytes"
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

@@ -1,8 +1,8 @@
 //! Conversion of data files between formats and shapes, row by row.
 //!
 //! Without a shape, records are written as they are, with all their columns. With one, they are read as rows
-//! of a set, as a job reads them, and written as another program expects them. Each record that is written in
-//! a shape has been read back: it gives the row that it was made of, but for white space around texts.
+//! of a set, as a job reads them, and written as another program expects them. Each record written in a shape
+//! is first read back to check that it gives the row it was made from, except for white space around texts.
 
 mod output;
 mod shape;
@@ -40,13 +40,13 @@ pub enum SetKind {
 /// Files to read, and how to write them.
 #[derive(Clone, Debug)]
 pub struct Conversion {
-    /// With the names that messages have for them.
+    /// Each with its name for messages.
     pub files: Vec<(String, Content)>,
     pub names: ColumnNames,
     pub shape: Option<Shape>,
-    /// The set; by default that which the first record is of.
+    /// The set. Default: that of the first record.
     pub set: Option<SetKind>,
-    /// Fail where more than this fraction of the records cannot be converted.
+    /// Fail if more than this fraction of the records cannot be converted.
     pub max_bad_fraction: f64,
 }
 
@@ -62,7 +62,7 @@ pub struct Report {
     pub bad_rows: u64,
     /// The first of them.
     pub bad: Vec<BadRow>,
-    /// Valid records that gave no row: ties, and answers labeled undesirable.
+    /// Valid records that yield no row: ties, and answers labeled undesirable.
     pub skipped: u64,
     pub set: Option<SetKind>,
 }
@@ -100,11 +100,11 @@ impl SetKind {
 }
 
 impl Conversion {
-    /// Writes the file `path`, whole or not at all, whose name tells the format.
+    /// Writes the file `path` in the format of its extension, completely or not at all.
     ///
     /// # Errors
-    /// The files cannot be read, too many of their rows cannot be converted, or the file cannot be written;
-    /// one that is there already is replaced only if `force` is set.
+    /// The files cannot be read, too many of their rows cannot be converted, or the file cannot be written.
+    /// An existing file is replaced only if `force` is set.
     pub fn write(&self, path: &Path, force: bool) -> Result<(Container, Report), ConvertError> {
         let fail = |reason: String| ConvertError::Output { path: path.to_owned(), reason };
         let (container, packing) = output::told_by(&path.to_string_lossy()).map_err(fail)?;
@@ -142,7 +142,7 @@ impl Conversion {
         Ok(report)
     }
 
-    /// Calls `write` with each record to write and the place that it was read from.
+    /// Calls `write` with each record to write and the place it was read from.
     ///
     /// # Errors
     /// Those of `write`; the files cannot be read, or too many of their rows cannot be converted.
@@ -192,7 +192,7 @@ impl Conversion {
         Ok(report)
     }
 
-    /// The records that one is converted to.
+    /// The records that `record` is converted to.
     fn convert(&self, record: Value, number: u64, report: &mut Report) -> Result<Vec<Value>, String> {
         let Some(shape) = self.shape else {
             return match record {
@@ -215,7 +215,7 @@ impl Conversion {
     }
 }
 
-/// The set that a record is of: pairs if it compares answers, else answers, else prompts.
+/// The set that a record belongs to: pairs if it compares answers, else answers, else prompts.
 fn guess(record: &Value) -> Result<SetKind, String> {
     let golden = record.get("golden").is_some_and(|value| !value.is_null());
     let answers = if golden { SetKind::Golden } else { SetKind::Sft };
@@ -254,9 +254,9 @@ fn rows(set: SetKind, record: &Value) -> Result<Vec<AnyRow>, String> {
     }
 }
 
-/// Checks that the records that a row is written as give it back.
+/// Checks that reading the records written for a row gives the row again.
 fn verify(set: SetKind, shape: Shape, row: &AnyRow, records: &[Value]) -> Result<(), String> {
-    // KTO's answers are no pairs any more.
+    // In KTO's shape, the two answers of a pair are separate rows.
     let (set, wanted) = match (shape, &row.answers) {
         (Shape::Kto, Answers::Pair { chosen, .. }) => (
             SetKind::Sft,
@@ -280,7 +280,7 @@ fn verify(set: SetKind, shape: Shape, row: &AnyRow, records: &[Value]) -> Result
 }
 
 impl AnyRow {
-    /// Whether two rows are the same, but for white space around texts and a margin that only one states.
+    /// Whether two rows are the same, except for white space around texts and a margin that only one states.
     fn is(&self, other: &Self) -> bool {
         let same = |one: &str, other: &str| one.trim() == other.trim();
         let (one, two) = (&self.prompt.messages, &other.prompt.messages);
@@ -309,7 +309,7 @@ impl AnyRow {
     }
 }
 
-/// A file beside the one that is to be written, removed on drop.
+/// A temporary file next to the target, removed on drop.
 struct Temporary {
     path: PathBuf,
     file: File,
@@ -328,7 +328,7 @@ impl Temporary {
         if force {
             return fs::rename(&self.path, target);
         }
-        // A link is refused where a file is; not every file system has links.
+        // Linking fails if the target exists. Not every file system supports links.
         match fs::hard_link(&self.path, target) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists && !target.exists() => {
                 fs::rename(&self.path, target)

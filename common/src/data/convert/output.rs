@@ -1,4 +1,4 @@
-//! Files of records in the formats that Foil reads.
+//! Writes files of records in the formats that Foil reads.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -19,7 +19,7 @@ use super::types::{Columns, Type};
 /// Rows and approximate bytes of a batch of a table.
 const BATCH_ROWS: usize = 1024;
 const BATCH_BYTES: usize = 8 << 20;
-/// Bytes of a row group of Parquet, which is kept in memory until it is whole.
+/// Bytes of a Parquet row group, which is kept in memory until it is complete.
 const ROW_GROUP_BYTES: usize = 32 << 20;
 
 /// The format of a file.
@@ -40,7 +40,7 @@ pub(super) enum Packing {
     Zstd,
 }
 
-/// The endings of a file's name, before that of a compression.
+/// File name endings, without the compression's.
 const ENDINGS: [(&str, Container); 8] = [
     ("jsonl", Container::Lines),
     ("ndjson", Container::Lines),
@@ -52,7 +52,7 @@ const ENDINGS: [(&str, Container); 8] = [
     ("feather", Container::Arrow),
 ];
 
-/// The format that a name says.
+/// The format and compression that a name indicates.
 ///
 /// # Errors
 /// A description of the fault in the name.
@@ -157,7 +157,7 @@ impl Output {
                 ArrowWriter::try_new(file, schema.clone(), Some(properties)).map_err(io::Error::other)?;
             Table::Parquet(Box::new(writer))
         } else {
-            // Not every reader knows the padding to 64 bytes before the first message.
+            // Not every reader supports the padding to 64 bytes before the first message.
             let options =
                 IpcWriteOptions::try_new(8, false, MetadataVersion::V5).map_err(io::Error::other)?;
             let writer =
@@ -225,7 +225,7 @@ impl Output {
         Ok(())
     }
 
-    /// Writes what is left, and syncs the file.
+    /// Writes what is buffered, and syncs the file.
     pub(super) fn finish(mut self) -> io::Result<()> {
         self.flush()?;
         let file = match self {
@@ -301,7 +301,7 @@ fn write_separated<'a>(
         if !is_first {
             bytes.write_all(&[separator])?;
         }
-        // A blank line would be no row.
+        // A blank line would not be a row.
         let is_only = std::mem::take(&mut is_first) && cells.peek().is_none();
         let quoted = is_only && cell.is_empty()
             || cell.bytes().any(|byte| [separator, b'"', b'\n', b'\r'].contains(&byte))
@@ -316,7 +316,7 @@ fn write_separated<'a>(
     bytes.write_all(b"\n")
 }
 
-/// Bytes of a record in memory, about.
+/// Approximate bytes of a record in memory.
 fn size(value: &Value) -> usize {
     16 + match value {
         Value::String(text) => text.len(),

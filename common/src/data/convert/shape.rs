@@ -3,7 +3,7 @@
 use super::super::rows::{Message, Prompt, Role};
 use serde_json::{Map, Value, json};
 
-/// A row, whatever set it is of.
+/// A row of any set.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct AnyRow {
     pub(super) prompt: Prompt,
@@ -25,11 +25,11 @@ pub enum Shape {
     Trl,
     /// TRL's conversational shape: prompt and answers are lists of messages.
     Conversational,
-    /// OpenAI's files for fine-tuning, of messages.
+    /// OpenAI's fine-tuning files, which contain messages.
     OpenAi,
-    /// ShareGPT's `conversations`, with `chosen` and `rejected` as LLaMA-Factory has them.
+    /// ShareGPT's `conversations`, with `chosen` and `rejected` as in LLaMA-Factory.
     ShareGpt,
-    /// Alpaca's `instruction` and `input`, with `system` and `history` as LLaMA-Factory has them.
+    /// Alpaca's `instruction` and `input`, with `system` and `history` as in LLaMA-Factory.
     Alpaca,
     /// HH's whole dialogues `chosen` and `rejected`.
     Hh,
@@ -61,7 +61,7 @@ impl Shape {
         Self::ALL.iter().find(|(_, shape)| *shape == self).map_or("", |(name, _)| name)
     }
 
-    /// The records that a row is written as. `number` is the row's, for shapes that have an id.
+    /// The records that a row is written as. `number` is the row's number, for shapes with an id.
     ///
     /// # Errors
     /// The part of the row that the shape cannot hold.
@@ -166,7 +166,8 @@ fn assistant(answer: &str) -> Value {
     json!({ "role": "assistant", "content": answer })
 }
 
-/// A prompt of one user turn as it is; any other as a dialogue that ends with the assistant's heading.
+/// The text of a prompt: a single user turn as it is, anything else as a dialogue that ends with the
+/// assistant's heading.
 fn text(prompt: &Prompt) -> String {
     match prompt.messages.as_slice() {
         [Message { role: Role::User, content }] => content.clone(),

@@ -8,7 +8,7 @@ use super::*;
 use crate::data::parse::parse;
 use crate::data::rows::{Message, Prompt, Role};
 
-/// Texts with whatever makes formats hard: quotes, separators, line ends, other scripts.
+/// Texts with everything that is hard for formats: quotes, separators, line ends, other scripts.
 fn text(rng: &mut impl Rng) -> String {
     let parts = ["a", "\"", ",", "\t", "x\ny", "ü", "你好", "\\", "'", "{", "7", "true", "<b>", "é "];
     let inner: String = (0..rng.random_range(1..6)).map(|_| *parts.choose(rng).unwrap()).collect();
@@ -194,7 +194,7 @@ fn without_a_shape_every_column_is_kept() {
     .unwrap();
     for row in rows {
         let found = stream.next_record().unwrap().unwrap().value.unwrap();
-        // In a table a column that a row has not is null, and so is what is in an object that is not there.
+        // In a table, a column that a row lacks is null, and so is every field of a missing object.
         for (name, value) in row.as_object().unwrap() {
             let same = match (&found[name], value) {
                 (Value::Number(one), Value::Number(other)) => one.as_f64() == other.as_f64(),

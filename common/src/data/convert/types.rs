@@ -9,9 +9,9 @@ use arrow_buffer::{NullBuffer, OffsetBuffer};
 use arrow_schema::{ArrowError, DataType, Field, Fields, Schema};
 use serde_json::Value;
 
-/// Maximum depth of lists and structs within each other.
+/// Maximum nesting depth of lists and structs.
 const DEPTH_LIMIT: usize = 32;
-/// Maximum number of columns, with those within structs.
+/// Maximum number of columns, including those within structs.
 const COLUMN_LIMIT: usize = 10_000;
 
 /// The type of the values of a column, all of which may be null.
@@ -64,10 +64,10 @@ impl Type {
         })
     }
 
-    /// The type of values of both types.
+    /// The common type of values of both types.
     ///
     /// # Errors
-    /// There is none; the message begins with the path to the values.
+    /// No type holds both. The message begins with the path to the values.
     pub(super) fn merge(self, other: Self) -> Result<Self, String> {
         Ok(match (self, other) {
             (Type::Null, kind) | (kind, Type::Null) => kind,
@@ -182,7 +182,7 @@ impl Columns {
     /// Adds the columns of a record.
     ///
     /// # Errors
-    /// A value of another type than those before; the message begins with its path.
+    /// A value whose type differs from those before it. The message begins with its path.
     pub(super) fn add(&mut self, record: &Value) -> Result<(), String> {
         let all = Type::Struct(std::mem::take(&mut self.0)).merge(Type::of(record)?)?;
         if let Type::Struct(fields) = all {

@@ -33,7 +33,7 @@ struct CardConfig {
 enum DataFiles {
     Patterns(Patterns),
     Splits(Vec<CardSplit>),
-    /// `datasets` takes splits as a mapping too, whose order YAML does not tell.
+    /// `datasets` also accepts a mapping of splits, whose order YAML does not define.
     Named(BTreeMap<String, Patterns>),
 }
 

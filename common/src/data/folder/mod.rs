@@ -1,8 +1,9 @@
 //! Hugging Face dataset folders: the files of their splits.
 //!
-//! A path of the job file may be a file, or a folder as the Hub or `datasets` has it: `path`, `path#split`,
-//! `path#config` or `path#config/split`. The splits are those that `datasets.load_dataset` and
-//! `load_from_disk` find: named by the folder's `README.md`, else by the names of folders and files.
+//! A path in the job file may be a file, or a folder in the layout of the Hub or `datasets`: `path`,
+//! `path#split`, `path#config` or `path#config/split`. The splits are those that `datasets.load_dataset` and
+//! `load_from_disk` find: those named in the folder's `README.md`, or else derived from folder and file
+//! names.
 
 mod card;
 mod saved;
@@ -23,13 +24,13 @@ const FILE_LIMIT: usize = 100_000;
 const DEPTH_LIMIT: usize = 16;
 /// Maximum size of a file that describes a folder.
 const DESCRIPTION_LIMIT: u64 = 4 << 20;
-/// Number of names in a message.
+/// Maximum number of names in a message.
 const NAMED: usize = 12;
 
-/// Endings of data files, before that of a compression.
+/// Endings of data files, without the compression's.
 const ENDINGS: [&str; 8] = ["parquet", "jsonl", "json", "ndjson", "arrow", "feather", "csv", "tsv"];
 
-/// A folder whose files cannot be told.
+/// A folder whose files cannot be determined.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{} {found}; {advice}", path.display())]
 pub struct FolderError {
@@ -54,12 +55,12 @@ struct Split {
 }
 
 /// The files that a path of a job file names, in the order in which they are read: those of a folder's split,
-/// or those that a pattern (`*`, `?`, `[…]`, `**`) fits, sorted. Any other path is one file, whether it
+/// or those that match a pattern (`*`, `?`, `[…]`, `**`), sorted. Any other path is one file, whether it
 /// exists or not.
 ///
 /// # Errors
-/// The folder, its split or its configuration cannot be told; the message names those that there are. No file
-/// fits the pattern.
+/// The folder, its split or its configuration cannot be determined, in which case the message names the
+/// existing ones, or no file matches the pattern.
 pub fn files(path: &str) -> Result<Vec<PathBuf>, FolderError> {
     let whole = Path::new(path);
     if whole.is_dir() {
@@ -86,7 +87,7 @@ pub fn files(path: &str) -> Result<Vec<PathBuf>, FolderError> {
     }
 }
 
-/// The files that a pattern fits, sorted.
+/// The files that match a pattern, sorted.
 fn matches(pattern: &str) -> Result<Vec<PathBuf>, FolderError> {
     let error =
         |found: String, advice: &str| FolderError { path: pattern.into(), found, advice: advice.to_owned() };
@@ -225,12 +226,12 @@ impl Folder<'_> {
                     ));
                 }
                 let name = entry.file_name();
-                // Caches and repositories, which `datasets` passes over too.
+                // Caches and repositories, which `datasets` skips too.
                 if name.to_string_lossy().starts_with(['.', '_']) {
                     continue;
                 }
                 let path = folder.join(name);
-                // A link counts as what it names: caches of the Hub consist of links.
+                // A link counts as its target: caches of the Hub consist of links.
                 let is_folder = self.path.join(&path).is_dir();
                 if is_folder && depth < DEPTH_LIMIT {
                     folders.push((path, depth + 1));
@@ -267,7 +268,7 @@ impl Folder<'_> {
     }
 }
 
-/// The format that a file's name tells, without its compression.
+/// The format that a file's name indicates, without its compression.
 fn ending(path: &Path) -> Option<&'static str> {
     let name = path.file_name()?.to_str()?;
     let name = [".gz", ".zst"].iter().find_map(|packed| name.strip_suffix(packed)).unwrap_or(name);
@@ -275,7 +276,7 @@ fn ending(path: &Path) -> Option<&'static str> {
     ENDINGS.into_iter().find(|ending| found.eq_ignore_ascii_case(ending))
 }
 
-/// Whether a file describes a data set; these are none of its data.
+/// Whether a file describes a data set, and so is not part of its data.
 fn is_description(path: &Path) -> bool {
     const NAMES: [&str; 5] =
         ["config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"];

@@ -1,4 +1,4 @@
-//! Folders that `Dataset.save_to_disk` and `DatasetDict.save_to_disk` of `datasets` have written.
+//! Folders written by `Dataset.save_to_disk` and `DatasetDict.save_to_disk` of `datasets`.
 
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ struct DataFile {
     filename: String,
 }
 
-/// The splits of a saved data set; `None` if the folder is none.
+/// The splits of a saved data set; `None` if the folder is not one.
 pub(super) fn read(folder: Folder<'_>) -> Result<Option<Config>, FolderError> {
     let splits = match folder.description(DICT)? {
         Some(text) => {

@@ -1,4 +1,4 @@
-//! Splits that names of folders and files tell, by the rules of `datasets`
+//! Splits inferred from folder and file names, by the rules of `datasets`
 //! (<https://huggingface.co/docs/datasets/repository_structure>).
 
 use super::Split;
@@ -11,9 +11,9 @@ const KEYWORDS: [(&str, &[&str]); 3] = [
     ("test", &["test", "testing", "eval", "evaluation"]),
 ];
 
-/// The splits of files that are sorted. The first rule that fits any file decides:
-/// `data/NAME-00000-of-00001.*`, a keyword in the name of a folder, one in the name of a file; else all files
-/// are of `train`.
+/// The splits of files that are sorted. The first rule that matches any file decides:
+/// `data/NAME-00000-of-00001.*`, a keyword in the name of a folder, one in the name of a file; otherwise all
+/// files belong to `train`.
 pub(super) fn infer(files: &[PathBuf]) -> Vec<Split> {
     let sharded = by_name(files, |file| shard(file).map(str::to_owned));
     if !sharded.is_empty() {

@@ -8,7 +8,7 @@ struct Case {
     name: String,
     files: Vec<String>,
     card: Option<String>,
-    /// Names of the files in the order in which they are read, of each split of each configuration.
+    /// File names in reading order, for each split of each configuration.
     configs: BTreeMap<String, BTreeMap<String, Vec<String>>>,
 }
 
@@ -30,7 +30,7 @@ fn folder(files: &[impl AsRef<Path>], card: Option<&str>) -> tempfile::TempDir {
     dir
 }
 
-/// The names of the files that a reference names, relative to the folder.
+/// The files that a reference selects, relative to the folder.
 fn named(dir: &Path, reference: &str) -> Result<Vec<String>, String> {
     let found = files(&format!("{}{reference}", dir.display())).map_err(|error| error.to_string())?;
     Ok(found.iter().map(|file| file.strip_prefix(dir).unwrap().display().to_string()).collect())
@@ -162,7 +162,7 @@ fn patterns_name_their_files_in_order() {
     assert_eq!(named(dir.path(), "/*.jsonl").unwrap(), ["a.jsonl", "x[1].jsonl"]);
     assert_eq!(named(dir.path(), "/b/[0-9].jsonl").unwrap(), ["b/1.jsonl", "b/2.jsonl"]);
     assert_eq!(named(dir.path(), "/b/**/*.jsonl").unwrap(), ["b/1.jsonl", "b/2.jsonl", "b/c/3.jsonl"]);
-    // A file whose name looks like a pattern is itself.
+    // An existing file whose name looks like a pattern is taken literally.
     assert_eq!(named(dir.path(), "/x[1].jsonl").unwrap(), ["x[1].jsonl"]);
     assert!(named(dir.path(), "/*.parquet").unwrap_err().contains("fits no file"));
     assert!(named(dir.path(), "/[").unwrap_err().contains("is no pattern"));

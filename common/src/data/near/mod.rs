@@ -1,7 +1,7 @@
 //! Near-duplicates: texts that share most of their word n-grams.
 //!
-//! A text is the set of its n-grams of words; a row has a set for its prompt and one for each response. Two
-//! rows are as similar as the least similar of these sets, by Jaccard similarity. Candidates are found by
+//! A text is the set of its n-grams of words; a row has a set for its prompt and one for each response. The
+//! similarity of two rows is the lowest Jaccard similarity of corresponding sets. Candidates are found by
 //! MinHash (Broder 1997): signatures are cut into bands, which must match as a whole. Each candidate is then
 //! compared exactly, so that hashing decides only which near-duplicates are missed: fewer than one in a
 //! hundred at the threshold itself, and fewer above it. All hashes are fixed: the same rows give the same
@@ -14,15 +14,15 @@ use std::collections::{HashMap, HashSet};
 use self::ngrams::{Ngrams, mix};
 use super::rows::{Message, Prompt, Role, Row};
 
-/// Hashes of a signature.
+/// Number of hashes in a signature.
 const HASHES: usize = 64;
 /// Maximum number of bands.
 const BANDS: usize = 32;
-/// Maximum number of hashes of a band.
+/// Maximum number of hashes in a band.
 const BAND_HASHES: usize = 32;
-/// Fraction of the pairs at the threshold that bands must find.
+/// Fraction of the pairs at the threshold that the bands must find.
 const RECALL: f64 = 0.99;
-/// Rows of equal bands that a row is compared with, for each band.
+/// Maximum number of rows with an equal band that a row is compared with, for each band.
 const COMPARED: usize = 8;
 
 /// Finds rows whose texts are nearly equal.
@@ -30,7 +30,7 @@ const COMPARED: usize = 8;
 pub struct NearDuplicates {
     threshold: f64,
     ngram: usize,
-    /// Hashes of a band.
+    /// Number of hashes in a band.
     rows: usize,
     bands: usize,
 }
@@ -59,12 +59,12 @@ impl NearDuplicates {
         NearDuplicates { threshold, ngram: ngram.max(1), rows, bands: bands(rows) }
     }
 
-    /// Bytes of memory that finding duplicates takes for each row, about.
+    /// Approximate bytes of memory per row for finding duplicates.
     pub fn bytes_per_row(&self) -> u64 {
         16 * self.bands as u64
     }
 
-    /// For each row, the earlier one that it nearly equals, which is none that has such a one itself.
+    /// For each row, the earlier row that it nearly equals and that is not itself a duplicate.
     pub fn of_rows<T: Row>(&self, rows: &[T]) -> Vec<Option<usize>> {
         let mut index = Index::new(self.bands);
         let mut duplicates = Vec::with_capacity(rows.len());
@@ -84,8 +84,8 @@ impl NearDuplicates {
         duplicates
     }
 
-    /// Whether each of `measured` nearly equals one of `trained`, without being equal to one. System turns do
-    /// not count, for many prompts share them.
+    /// Whether each of `measured` nearly equals one of `trained` without being equal to any. System turns are
+    /// ignored, because many prompts share them.
     pub fn of_prompts<'a>(
         &self,
         measured: &[&Prompt],
@@ -137,14 +137,13 @@ impl NearDuplicates {
     }
 }
 
-/// The turns but the system's.
+/// The turns other than the system's.
 fn said(prompt: &Prompt) -> impl Iterator<Item = &Message> {
     prompt.messages.iter().filter(|message| message.role != Role::System)
 }
 
-/// The least value of each of [`HASHES`] hash functions: of each, two sets have the same with a probability
-/// of their Jaccard similarity. n-grams are hashes already, so that multiplying them permutes them well
-/// enough.
+/// The minimum of each of [`HASHES`] hash functions. Two sets have equal minima with a probability equal to
+/// their Jaccard similarity. n-grams are hashes already, so multiplication permutes them well enough.
 fn signature(ngrams: impl Iterator<Item = u64>) -> [u64; HASHES] {
     let functions: [(u64, u64); HASHES] =
         std::array::from_fn(|number| (mix(number as u64) | 1, mix(!(number as u64))));

@@ -24,7 +24,7 @@ impl Ngrams {
         Ngrams(hashes)
     }
 
-    /// Jaccard similarity; 1 of two empty sets.
+    /// Jaccard similarity; 1 for two empty sets.
     pub(super) fn similarity(&self, other: &Self) -> f64 {
         let (mut one, mut two) = (self.0.iter().peekable(), other.0.iter().peekable());
         let mut shared = 0usize;
@@ -43,14 +43,14 @@ impl Ngrams {
         if all == 0 { 1.0 } else { shared as f64 / all as f64 }
     }
 
-    /// The hashes, so changed by a tag that those of another tag differ.
+    /// The hashes mixed with a tag, so that different tags give different hashes.
     pub(super) fn tagged(&self, tag: u64) -> impl Iterator<Item = u64> {
         self.0.iter().map(move |hash| mix(hash ^ mix(tag)))
     }
 }
 
 /// The hashes of a text's words in lower case. A word is a run of letters and digits; every other character
-/// but white space is a word of its own, and so is each letter of scripts that are written without spaces.
+/// except white space is a separate word, and so is each letter of scripts written without spaces.
 fn words(text: &str, found: &mut Vec<u64>) {
     const START: u64 = 0xcbf2_9ce4_8422_2325;
     let mut word = START;

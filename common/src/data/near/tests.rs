@@ -13,7 +13,7 @@ fn prompts(texts: &[String]) -> Vec<PromptRow> {
     rows
 }
 
-/// Jaccard similarity by its definition, of lower-case words alone.
+/// Jaccard similarity by its definition, for lower-case words only.
 fn jaccard(one: &str, other: &str, length: usize) -> f64 {
     let set = |text: &str| -> Set<Vec<String>> {
         let words: Vec<String> = text.split_whitespace().map(str::to_lowercase).collect();
@@ -56,7 +56,7 @@ fn duplicates_are_those_of_a_comparison_of_all_rows() {
             let wanted = kept.iter().copied().find(near);
             wanted_count += usize::from(wanted.is_some());
             match (found, wanted) {
-                // Never a pair that is not near, nor a duplicate of a duplicate.
+                // No pair is found that is not near, and no duplicate of a duplicate.
                 (Some(earlier), _) => {
                     assert!(near(earlier) && !is_duplicate[*earlier], "seed {seed}: {row} and {earlier}");
                 }

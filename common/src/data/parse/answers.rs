@@ -86,7 +86,7 @@ fn label(fields: &Fields<'_>) -> Result<bool, String> {
     }
 }
 
-/// The column that holds the response: the one named `wanted`, else the only one of the others.
+/// The column that holds the response: the one named `wanted`, or else the only one of the others.
 fn candidate<'a>(
     fields: &Fields<'a>,
     wanted: &'static str,

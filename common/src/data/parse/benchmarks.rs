@@ -2,9 +2,8 @@
 //! the parts of a benchmark on which accuracy is reported.
 //!
 //! RewardBench (arXiv 2403.13787) has a pair for each row, of a `subset`, and reports sections of several
-//! subsets. RM-Bench (arXiv 2410.16184) has three answers of ascending style in each list: a pair is hard
-//! where the rejected answer has more of it than the chosen one, easy where it has less, and normal on the
-//! diagonal.
+//! subsets. RM-Bench (arXiv 2410.16184) has three answers of ascending style in each list: a pair is hard if
+//! the rejected answer has more style than the chosen one, easy if it has less, and normal on the diagonal.
 
 use super::comparison::Pair;
 use super::fields::Fields;
@@ -47,7 +46,7 @@ const SECTIONS: [(&str, &[&str]); 4] = [
     ("reasoning_code", &["hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust"]),
 ];
 
-/// The groups of all pairs of a record; the last one of a `domain` is that which its levels are counted by.
+/// The groups of all pairs of a record; the last one is the `domain` by which levels are counted.
 pub(super) fn groups(fields: &Fields<'_>) -> Vec<String> {
     let text = |name| fields.peek(name).and_then(Value::as_str).filter(|text| !text.trim().is_empty());
     let mut groups = Vec::new();

@@ -2,8 +2,8 @@
 
 use crate::data::rows::Row;
 
-/// The memory left for a job's rows. All sets of a job share one budget, so that a small compressed file
-/// which unpacks to a huge one is refused before it fills the memory.
+/// The memory left for a job's rows. All sets of a job share one budget, so that a small compressed file that
+/// unpacks to a huge one is refused before it fills memory.
 #[derive(Clone, Debug)]
 pub struct Budget {
     left: u64,

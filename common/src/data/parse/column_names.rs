@@ -1,4 +1,4 @@
-//! Columns of files under other names than Foil's.
+//! Columns of files whose names differ from Foil's.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,10 +7,10 @@ use super::columns::{self, Column};
 use super::value::excerpt;
 use serde_json::{Map, Value};
 
-/// Number of a file's columns that are named in a message.
+/// Maximum number of a file's columns named in a message.
 const NAMED: usize = 64;
 
-/// Foil's names of columns, by those that a file has for them.
+/// Foil's names of columns, by the names in a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ColumnNames {
     renamed: BTreeMap<String, String>,
@@ -19,18 +19,18 @@ pub struct ColumnNames {
 }
 
 impl ColumnNames {
-    /// From the files' names, by Foil's.
+    /// Creates the map from the files' names by Foil's names.
     pub fn new(columns: &BTreeMap<String, String>) -> Self {
         let renamed = columns.iter().map(|(own, theirs)| (theirs.clone(), own.clone())).collect();
         ColumnNames { renamed, all: false }
     }
 
-    /// The same, and all other columns.
+    /// The same names, but with all other columns read too.
     pub fn with_all(self) -> Self {
         ColumnNames { all: true, ..self }
     }
 
-    /// Foil's name of a file's column; `None` if another column of the file stands for what it is called.
+    /// Foil's name of a file's column; `None` if another column of the file is renamed to its name.
     pub(super) fn own<'a>(&'a self, theirs: &'a str) -> Option<&'a str> {
         match self.renamed.get(theirs) {
             Some(own) => Some(own),
@@ -49,7 +49,7 @@ impl ColumnNames {
     /// Checks a table's columns for those that are renamed.
     ///
     /// # Errors
-    /// A name that the table has not; the message lists those that it has.
+    /// A name that the table lacks. The message lists those that it has.
     pub(super) fn require<'a>(
         &self,
         file: &str,
@@ -83,7 +83,7 @@ pub(super) struct Renamer {
     seen: BTreeSet<String>,
     /// All columns that records had, up to [`NAMED`].
     columns: BTreeSet<String>,
-    /// Columns in whose place renamed ones are read.
+    /// Columns that are replaced by renamed ones.
     hidden: Vec<String>,
 }
 

@@ -1,6 +1,6 @@
 //! The known columns of data sets, and how each is read. `common/README.md` shows this table.
 
-/// The purpose a record is read for.
+/// The purpose for which a record is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     Prompts,

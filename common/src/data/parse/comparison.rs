@@ -1,4 +1,4 @@
-//! Two responses to one prompt in columns of their own, chosen and rejected.
+//! Two responses to one prompt in separate columns, chosen and rejected.
 
 use super::fields::Fields;
 use super::turns::{answer, messages};

@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-/// A data file, in memory or on disk. Clones are cheap, and readers of them do not move each other.
+/// A data file, in memory or on disk. Clones are cheap, and their readers have independent positions.
 #[derive(Clone, Debug)]
 pub enum Content {
     Memory(Bytes),
@@ -59,7 +59,7 @@ impl Content {
     }
 }
 
-/// Reads a [`Content`] from a position on.
+/// A reader of a [`Content`] from a position on.
 pub(super) struct ContentReader {
     content: Content,
     at: u64,

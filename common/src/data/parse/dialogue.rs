@@ -113,7 +113,7 @@ impl Form {
         if let Some(after) = text.strip_prefix(self.style.assistant).filter(|_| !announced) {
             (text, announced) = (after.trim_start(), true);
         }
-        // The assistant's own headings are text, and so is the first line after its heading.
+        // The assistant's own headings are part of the text, and so is the first line after its heading.
         let further = headings(text, self.style).into_iter().find(|heading| {
             heading.role == Role::User
                 && (heading.spaced || !self.spaced)
@@ -134,8 +134,8 @@ fn line_ends(text: &str) -> (Cow<'_, str>, bool) {
     if text.contains("\r\n") { (Cow::Owned(text.replace("\r\n", "\n")), true) } else { (text.into(), false) }
 }
 
-/// The style of a text that starts with a heading, or for whose headings `may_open` allows other text before
-/// them.
+/// The style of a text that starts with a heading, or in which `may_open` allows other text before the
+/// headings.
 fn style_of(text: &str, may_open: impl Fn(&[Heading]) -> Option<()>) -> Option<Style> {
     STYLES.into_iter().find(|style| {
         if text.starts_with(style.human) || text.starts_with(style.assistant) {

@@ -1,5 +1,4 @@
-//! The fields of a record, which track what has been read: a known column that was not read is never dropped
-//! silently.
+//! The fields of a record. They track what has been read, so that a known column is never dropped silently.
 
 use super::columns::{self, Purpose, Unread};
 use super::turns::ignored_keys;
@@ -7,8 +6,8 @@ use super::value::{describe, is_blank, is_empty};
 use serde_json::{Map, Value};
 use std::cell::RefCell;
 
-/// The fields of a record. Null counts as absent: tables of several formats have null in every column that a
-/// row does not use.
+/// The fields of a record. Null counts as absent: tables that mix several formats have null in every column
+/// that a row does not use.
 pub(super) struct Fields<'a> {
     all: &'a Map<String, Value>,
     read: RefCell<Vec<&'a str>>,
@@ -47,12 +46,12 @@ impl<'a> Fields<'a> {
         self.all.get(name).is_some_and(|value| !value.is_null())
     }
 
-    /// Whether the field is there and not blank.
+    /// Whether the field exists and is not blank.
     pub(super) fn holds(&self, name: &str) -> bool {
         self.all.get(name).is_some_and(|value| !is_blank(value))
     }
 
-    /// Whether the field is there and null.
+    /// Whether the field exists and is null.
     pub(super) fn is_null(&self, name: &str) -> bool {
         self.all.get(name).is_some_and(Value::is_null)
     }

@@ -1,4 +1,4 @@
-//! Rows that are not of the set that they are given for, and what to do about them.
+//! Rows that do not belong to the set they are given for, with advice.
 
 use super::columns::{self, Kind, Purpose};
 use super::value::is_empty;
@@ -6,17 +6,17 @@ use super::{Found, Wanted};
 use crate::data::rows::{DemonstrationRow, PairRow, PromptRow};
 use serde_json::Value;
 
-/// Why a file's records are no rows of a set.
+/// Why a file's records are not rows of a set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Misfit {
     /// No column has a name that the set is read by.
     Columns(Purpose),
-    /// They are rows of another kind.
+    /// The records are rows of another kind.
     Other { kind: &'static str, sets: &'static str },
 }
 
-/// Why a record is no row, if it is another set's or its file has only columns that Foil does not know.
-/// `ignored` are columns of the file that records do not have.
+/// Why a record is not a row, if it belongs to another set or its file has only unknown columns. `ignored`
+/// are columns of the file that records do not have.
 pub(super) fn of(purpose: Purpose, record: &Value, ignored: &[String]) -> Option<Misfit> {
     let fields = record.as_object();
     let given = || fields.into_iter().flatten().filter(|(_, value)| !is_empty(value));

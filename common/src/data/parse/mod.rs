@@ -93,17 +93,17 @@ pub struct Skipped {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadFile {
     pub name: String,
-    /// Its format and compression, as they were recognized: "JSON lines, gzip".
+    /// The recognized format and compression, for example "JSON lines, gzip".
     pub format: String,
     /// Number of records, good and bad.
     pub records: u64,
     pub bad_rows: u64,
 }
 
-/// Files that are read alike.
+/// Files that are read in the same way.
 #[derive(Clone, Debug)]
 pub struct SourceFiles<'a> {
-    /// With the names that messages have for them.
+    /// Each with its name for messages.
     pub files: Vec<(&'a str, Content)>,
     pub names: &'a ColumnNames,
 }
@@ -128,7 +128,7 @@ pub struct Parsed<T> {
     pub bad_rows: u64,
     /// The first [`KEPT_BAD_ROWS`] of them.
     pub bad: Vec<BadRow>,
-    /// Why the first of them is no row of the set, if that is told, and the source that it is of.
+    /// Why the first bad row does not belong to the set, if known, and the index of its source.
     misfit: Option<(usize, Misfit)>,
     pub skipped: Skipped,
     /// Ignored columns, with the number of records that have them.
@@ -383,7 +383,7 @@ impl<T: Wanted> Parsed<T> {
         }
     }
 
-    /// Counts columns that this many records have and that are not read.
+    /// Counts unread columns, which `records` records have.
     fn ignore(&mut self, names: impl IntoIterator<Item = String>, records: u64) {
         for name in names {
             let name = excerpt(&name, 64);

@@ -45,13 +45,13 @@ struct PlacedFile {
     source: usize,
 }
 
-/// A [`Place`] in few bytes; there is one for every row of a job.
+/// A compact [`Place`]; a job has one for every row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Origin {
     file: u32,
     /// [`NO_LINE`] in tables.
     line: u32,
-    /// The element or row; [`NO_INDEX`] where there are only lines.
+    /// The element or row; [`NO_INDEX`] if there are only lines.
     index: u32,
 }
 

@@ -8,7 +8,7 @@ use crate::data::rows::{Message, Prompt, Role};
 use serde_json::Value;
 
 /// The prompt in the columns of a record: the `turns` that compared responses share, a list of messages, or a
-/// column of its own. `None` if the record has none.
+/// dedicated column. `None` if the record has none.
 pub(super) fn prompt(fields: &Fields<'_>, turns: Option<Vec<Message>>) -> Result<Option<ReadPrompt>, String> {
     let found = match turns {
         Some(turns) => Some(ReadPrompt::of_messages(turns)?),
@@ -75,7 +75,7 @@ fn named(fields: &Fields<'_>) -> Result<Option<ReadPrompt>, String> {
     }
 }
 
-/// The prompt with the record's system turn and history before it.
+/// The prompt preceded by the record's system turn and history.
 pub(super) fn in_context(mut prompt: Prompt, fields: &Fields<'_>) -> Result<Prompt, String> {
     let messages = &mut prompt.messages;
     let system_turns = usize::from(messages.first().is_some_and(|first| first.role == Role::System));

@@ -1,4 +1,4 @@
-//! Sets of prompts alone, from any record that has a prompt.
+//! Sets of prompts only, from any record that has a prompt.
 
 use super::columns::Purpose;
 use super::comparison::{self, Comparison};

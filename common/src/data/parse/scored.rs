@@ -17,7 +17,7 @@ struct Scored {
     score: f64,
 }
 
-/// Adds the pairs of a record that compares several responses; false if it is of another kind.
+/// Adds the pairs of a record that compares several responses; false if it does not.
 pub(super) fn pairs(fields: &Fields<'_>, found: &mut Found<PairRow>) -> Result<bool, String> {
     if fields.holds("text") && (fields.holds("score") || fields.holds("scores")) {
         return texts(fields, found).map(|()| true);

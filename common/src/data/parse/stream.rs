@@ -1,4 +1,4 @@
-//! The records of files one by one, before they are rows.
+//! Reads the records of files one by one, before they become rows.
 
 use super::column_names::ColumnNames;
 use super::content::Content;
@@ -22,7 +22,7 @@ pub struct RecordStream {
 
 impl RecordStream {
     /// # Errors
-    /// The file is of no known format, or has not the columns that `names` has.
+    /// The file's format is unknown, or it lacks columns that `names` lists.
     pub fn open(file: &str, content: &Content, names: &ColumnNames) -> Result<Self, ParseError> {
         Ok(RecordStream { file: file.to_owned(), records: Records::open(file, content, names)? })
     }

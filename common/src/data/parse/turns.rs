@@ -111,7 +111,7 @@ pub(super) fn answer(name: &str, value: &Value, to: &ReadPrompt) -> Result<Strin
         Value::Array(list) => {
             let mut turns = messages(list).map_err(in_field)?;
             let prompt = &to.prompt.messages;
-            // The system turn may be in a column of its own.
+            // The system turn may be in a separate column.
             let said = prompt.strip_prefix(system_turns(prompt)).unwrap_or(prompt);
             let repeated = [prompt.as_slice(), said].into_iter().find(|turns_of| turns.starts_with(turns_of));
             turns.drain(..repeated.map_or(0, <[Message]>::len));
@@ -152,7 +152,7 @@ pub(super) fn messages(list: &[Value]) -> Result<Vec<Message>, String> {
         .enumerate()
         .map(|(index, value)| message(value).map_err(|what| format!("message {index}: {what}")))
         .collect::<Result<_, _>>()?;
-    // Only the last turn is trained on, so that weights of others change nothing.
+    // Only the last turn is trained on, so weights of other turns have no effect.
     if let (Some(Value::Object(fields)), Some(turn)) = (list.last(), turns.last())
         && turn.role == Role::Assistant
         && let Some(name) = ["weight", "train"].into_iter().find(|name| {
@@ -247,7 +247,7 @@ fn part_text(part: &Value) -> Result<&str, String> {
     }
 }
 
-/// Keys of messages that are read, or that change nothing.
+/// Keys of messages that are read or have no effect.
 const READ: [&str; 6] = ["role", "from", "content", "value", "weight", "train"];
 
 /// Ignored keys of messages, such as the author's name.

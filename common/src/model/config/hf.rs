@@ -220,7 +220,7 @@ fn refuse_unknown(fields: &Fields<'_>, family: Family) -> Result<(), ModelFilesE
     refuse_sliding_window(fields, family)
 }
 
-/// Refuses an active sliding window, which is one that a sequence can exceed.
+/// Refuses an active sliding window, that is, one that a sequence can exceed.
 fn refuse_sliding_window(fields: &Fields<'_>, family: Family) -> Result<(), ModelFilesError> {
     if let Some(layers) = fields.get("layer_types") {
         let full = |kind: &Value| kind.as_str() == Some("full_attention");

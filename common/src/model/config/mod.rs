@@ -100,8 +100,8 @@ pub struct DecoderConfig {
 }
 
 impl DecoderConfig {
-    /// Maximum size of `config.json`, whose values take some fifty times as much memory. Those of known
-    /// models have less than a tenth of it.
+    /// Maximum size of `config.json`, whose values take about fifty times as much memory. Files of known
+    /// models have less than a tenth of this size.
     pub const SIZE_LIMIT: u64 = 1 << 20;
 
     /// Reads `config.json` of a model directory.
@@ -125,8 +125,8 @@ impl DecoderConfig {
     }
 
     /// Checks that a tokenizer's ids, `0..count`, all have an embedding. Call it once for a model and its
-    /// tokenizer: in a forward pass an id without an embedding panics, and on a GPU it fails an assertion
-    /// that ends the process.
+    /// tokenizer: in a forward pass an id without an embedding causes a panic, and on a GPU it fails an
+    /// assertion that ends the process.
     ///
     /// # Errors
     /// The tokenizer knows more ids than the model.

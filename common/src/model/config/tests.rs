@@ -105,7 +105,7 @@ fn a_sliding_window_is_refused_only_if_it_is_active() {
         })
     };
     assert!(with(qwen(false, 0)).is_ok());
-    assert!(with(qwen(true, 2)).is_ok(), "no layer is beyond the full ones");
+    assert!(with(qwen(true, 2)).is_ok(), "every layer has full attention");
     assert!(refusal(qwen(true, 1)).contains("sliding_window 32"));
     let of = |window: Option<Value>| {
         let mut config = qwen(true, 1);
@@ -115,7 +115,7 @@ fn a_sliding_window_is_refused_only_if_it_is_active() {
         fields.insert("max_position_embeddings".to_owned(), json!(8192));
         config
     };
-    assert!(with(of(Some(Value::Null))).is_ok(), "null is no window");
+    assert!(with(of(Some(Value::Null))).is_ok(), "null means no window");
     assert!(refusal(of(None)).contains("sliding_window 4096"), "transformers' default");
 }
 

@@ -1,5 +1,5 @@
-//! A safetensors header, read without a JSON tree in memory: a header may come from anyone, and a tree takes
-//! some thirty times its size.
+//! A safetensors header, read without a JSON tree in memory: a header may come from an untrusted source, and
+//! a tree takes about thirty times its size.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -15,11 +15,10 @@ const MAX_DIMENSIONS: usize = 64;
 /// Reads a header and checks that its tensors follow one another without a gap.
 ///
 /// # Errors
-/// A header that is not of the format's form, that names a tensor twice, or whose offsets do not fit its
-/// shapes.
+/// A header that violates the format, that names a tensor twice, or whose offsets do not match its shapes.
 pub(super) fn parse(header: &[u8]) -> Result<Metadata, serde_json::Error> {
     let Header { metadata, mut tensors } = serde_json::from_slice(header)?;
-    // The format leaves the order of the names open.
+    // The format does not specify the order of names.
     tensors.sort_by_key(|(_, info)| info.data_offsets);
     Metadata::new(metadata, tensors).map_err(serde_json::Error::custom)
 }

@@ -1,4 +1,4 @@
-//! The index of a model in shards, read without a JSON tree in memory, as its header is.
+//! The index of a sharded model, read without a JSON tree in memory, like the headers.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,7 +12,7 @@ pub(super) struct Index {
     pub(super) weight_map: WeightMap,
 }
 
-/// Tensor name → name of the file beside the index that holds it.
+/// Tensor name → name of the file, next to the index, that holds it.
 pub(super) struct WeightMap(pub(super) BTreeMap<String, String>);
 
 impl<'de> Deserialize<'de> for WeightMap {

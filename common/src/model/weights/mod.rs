@@ -19,10 +19,10 @@ use super::{DecoderConfig, HeadKind, ModelFilesError};
 
 /// Maximum size of a header by the safetensors format.
 const FORMAT_LIMIT: u64 = 100_000_000;
-/// Maximum size of a header that is read: its tensors take some ten times as much memory. A header of a
-/// hundred thousand tensors has some 11 MB.
+/// Maximum size of a header that is read: its tensors take about ten times as much memory. A header of a
+/// hundred thousand tensors has about 11 MB.
 const HEADER_LIMIT: u64 = 16 << 20;
-/// Maximum size of an index, whose names take some ten times as much memory. An index of a hundred thousand
+/// Maximum size of an index, whose names take about ten times as much memory. An index of a hundred thousand
 /// tensors has this size.
 const INDEX_LIMIT: u64 = 8 << 20;
 /// Size of the field before the header, which holds its length.
@@ -168,7 +168,7 @@ impl WeightFiles {
     /// Adds the tensors of a file of `file_length` bytes whose header is `header`.
     ///
     /// # Errors
-    /// A header that does not describe the file; a tensor that another file has too.
+    /// A header that does not describe the file; a tensor that is also in another file.
     pub fn add(&mut self, path: PathBuf, header: &[u8], file_length: u64) -> Result<(), ModelFilesError> {
         let wrong = |path: &Path, reason: String| ModelFilesError::Weights { path: path.to_owned(), reason };
         let parsed = header::parse(header)
@@ -279,7 +279,7 @@ impl WeightFiles {
         }
     }
 
-    /// Refuses names with another prefix than `model.`: the checkpoint was saved from another class.
+    /// Refuses names with a prefix other than `model.`: the checkpoint was saved from another class.
     fn refuse_other_names(&self) -> Result<(), ModelFilesError> {
         let own = format!("model.{LANDMARK}");
         if self.entries.contains_key(&own) {

@@ -1,5 +1,5 @@
-//! OTLP over HTTP, with messages of protobuf, and with bounds on everything that a server could do: no
-//! redirection is followed, an answer has a size limit, and each request its time.
+//! OTLP over HTTP with protobuf messages. Everything that a server could do is bounded: redirections are not
+//! followed, answers have a size limit, and each request has a timeout.
 
 #![expect(clippy::disallowed_methods, reason = "a server may name the time of the next request")]
 
@@ -23,7 +23,7 @@ use crate::version::VERSION;
 const PROTOBUF: &str = "application/x-protobuf";
 /// Size limit of an answer.
 const ANSWER_BYTES: usize = 64 << 10;
-/// Size limit of a server's own words in a message.
+/// Size limit of a server's text quoted in a message.
 const WORDS_BYTES: usize = 300;
 
 pub(super) struct HttpClient {
@@ -33,7 +33,7 @@ pub(super) struct HttpClient {
 
 impl HttpClient {
     pub(super) fn new(target: Target) -> Result<Self, String> {
-        // A redirection could lead to what only this machine reaches, with the headers.
+        // A redirection could send the headers to addresses that only this machine can reach.
         let builder = Client::builder()
             .redirect(Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)
@@ -45,7 +45,7 @@ impl HttpClient {
                 let tls = target.tls.client_config().map_err(|problem| problem.to_string())?;
                 builder.tls_backend_preconfigured(tls)
             }
-            // A system without CA certificates can do without TLS.
+            // A system without CA certificates can still send without TLS.
             _ => builder.tls_certs_only([]),
         };
         let client = builder.build().map_err(|problem| innermost(&problem))?;
@@ -89,8 +89,8 @@ async fn body(response: &mut Response) -> Result<Bytes, Failure> {
     Ok(body.into())
 }
 
-/// What the server says to a request that it took. Some servers say it in their own way, which is no failure,
-/// but a web page shows that something else than a collector answers.
+/// Parses the answer to an accepted request. An answer in another form is not a failure, since some servers
+/// deviate, but a web page shows that the server is not a collector.
 fn answer<A: Message + Default>(response: &Response, body: Bytes) -> Result<A, Failure> {
     match content_type(response) {
         PROTOBUF => {
@@ -103,7 +103,7 @@ fn answer<A: Message + Default>(response: &Response, body: Bytes) -> Result<A, F
     }
 }
 
-/// The failure that a status tells, with the server's own words.
+/// The failure that a status indicates, with the server's own text.
 fn refusal(response: &Response, body: &[u8], now: SystemTime) -> Failure {
     let status = response.status();
     let words = match content_type(response) {
@@ -144,7 +144,7 @@ fn is_transient(status: StatusCode) -> bool {
 /// The value of `Retry-After` (RFC 9110, 10.2.3): seconds, or a date.
 fn pause(text: &str, now: SystemTime) -> Option<Duration> {
     let seconds = text.trim().parse().ok().map(Duration::from_secs);
-    // A date that is over asks for no pause.
+    // A date in the past asks for no pause.
     let date = || httpdate::parse_http_date(text).ok()?.duration_since(now).ok();
     seconds.or_else(date)
 }
@@ -163,7 +163,7 @@ fn unreached(error: reqwest::Error) -> Failure {
     Failure { reason, is_transient: true, pause: None }
 }
 
-/// The cause of an error, such as a refused connection or a certificate: outer ones say only that there was
+/// The cause of an error, such as a refused connection or a certificate: outer errors say only that there was
 /// one.
 fn innermost(error: &dyn Error) -> String {
     let mut cause = error;

@@ -25,26 +25,26 @@ use super::span::attribute;
 use crate::version::VERSION;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest pause that a collector may ask for.
+/// Maximum pause that a collector may request.
 const MAX_PAUSE: Duration = Duration::from_secs(300);
 /// Length of a word that is too short to be a secret.
 const SHORT_WORD: usize = 6;
 
-/// Items that a collector did not take, and why.
+/// Items that a collector rejected, and why.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Rejected {
     pub(super) number: u64,
     pub(super) reason: String,
 }
 
-/// Why a collector did not take a request.
+/// Why a collector did not accept a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Failure {
     /// For a log line.
     pub(super) reason: String,
-    /// Whether the same request may succeed later, as OTLP's specification says.
+    /// Whether the same request may succeed later, according to OTLP's specification.
     pub(super) is_transient: bool,
-    /// Time for which the collector asks for no request.
+    /// Time during which the collector wants no request.
     pause: Option<Duration>,
 }
 
@@ -57,20 +57,19 @@ impl Failure {
         Self { reason: "it did not answer in time".to_owned(), is_transient: true, pause: None }
     }
 
-    /// The least time until the next request.
+    /// The minimum time until the next request.
     pub(super) fn pause(&self) -> Duration {
         self.pause.unwrap_or_default().min(MAX_PAUSE)
     }
 }
 
-/// A collector of one signal. It is connected to at the first request, and again whenever the connection
-/// breaks.
+/// A collector of one signal. The connection is opened at the first request, and again whenever it breaks.
 pub(super) struct Collector {
-    /// For messages.
+    /// Its address, for messages.
     address: String,
     client: Client,
     resource: Resource,
-    /// Words of the headers, which no message may show.
+    /// Words from header values, which no message may show.
     secrets: Vec<String>,
 }
 
@@ -103,7 +102,7 @@ impl Collector {
         self.secrets.iter().fold(message, |message, secret| message.replace(secret, "…"))
     }
 
-    /// Sends spans; gives those that the collector rejected.
+    /// Sends spans; returns those that the collector rejected.
     pub(super) async fn send_spans(&self, spans: &[Span]) -> Result<Option<Rejected>, Failure> {
         let spans = ScopeSpans {
             scope: Some(scope()),
@@ -121,7 +120,7 @@ impl Collector {
         Ok(partial.and_then(|partial| rejected(partial.rejected_spans, partial.error_message)))
     }
 
-    /// Sends metrics; gives the points that the collector rejected.
+    /// Sends metrics; returns the points that the collector rejected.
     pub(super) async fn send_metrics(&self, metrics: Vec<Metric>) -> Result<Option<Rejected>, Failure> {
         let metrics = ScopeMetrics { scope: Some(scope()), metrics, ..Default::default() };
         let resource = Some(self.resource.clone());
@@ -137,7 +136,7 @@ impl Collector {
     }
 }
 
-/// The words of the headers' values. Shorter ones are those of every message, and no secrets.
+/// The words of the headers' values, except short ones, which occur in any message and are not secret.
 fn secrets(headers: &MetadataMap) -> Vec<String> {
     let headers = headers.clone().into_headers();
     let values = headers.values().filter_map(|value| value.to_str().ok());
@@ -149,7 +148,7 @@ fn scope() -> InstrumentationScope {
     InstrumentationScope { name: "foil".to_owned(), version: VERSION.to_owned(), ..Default::default() }
 }
 
-/// A message without a rejection is a remark.
+/// The rejected items, if any: a message without them is a remark.
 fn rejected(number: i64, reason: String) -> Option<Rejected> {
     let number = u64::try_from(number).ok().filter(|number| *number > 0)?;
     Some(Rejected { number, reason })

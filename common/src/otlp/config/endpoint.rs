@@ -9,7 +9,7 @@ use super::Signal;
 pub(in crate::otlp) enum Protocol {
     #[default]
     Grpc,
-    /// Messages of protobuf in POST requests.
+    /// Protobuf messages in POST requests.
     Http,
 }
 
@@ -28,8 +28,8 @@ pub(super) fn protocol(text: &str) -> Result<Protocol, String> {
 }
 
 impl Protocol {
-    /// Where requests of `signal` go by the value of a variable: the one for both signals or, if `is_own`,
-    /// the signal's own, whose path is complete.
+    /// The URL for requests of `signal`, from the value of a variable: the one for both signals or, if
+    /// `is_own`, the signal's own, whose path is complete.
     pub(super) fn endpoint(self, text: &str, signal: Signal, is_own: bool) -> Result<Url, String> {
         let mut url = parse(text)?;
         match self {
@@ -49,7 +49,7 @@ impl Protocol {
         }
     }
 
-    /// The collector of this machine at the protocol's own port.
+    /// The collector on this machine, at the protocol's default port.
     pub(super) fn local(self) -> &'static str {
         match self {
             Self::Grpc => "http://localhost:4317",

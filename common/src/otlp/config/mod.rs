@@ -1,5 +1,5 @@
-//! The standard `OTEL_` variables. A value that cannot be used is an error that names its variable and never
-//! shows the value, which may hold a secret.
+//! The standard `OTEL_` variables. An unusable value is an error that names its variable but never shows the
+//! value, which may hold a secret.
 
 mod endpoint;
 
@@ -26,12 +26,12 @@ const DEFAULT_INTERVAL: Duration = Duration::from_secs(60);
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 
-/// Signals that this process sends by OTLP, and where.
+/// The signals that this process sends by OTLP, and their destinations.
 #[derive(Debug)]
 pub struct Config {
     pub(super) traces: Option<Target>,
     pub(super) metrics: Option<Target>,
-    /// Period of sending metrics.
+    /// Interval at which metrics are sent.
     pub(super) interval: Duration,
     /// Attributes that name this process.
     pub(super) resource: Vec<(String, String)>,
@@ -50,7 +50,7 @@ pub(super) struct Target {
 }
 
 impl fmt::Debug for Target {
-    /// Without the headers, which hold secrets.
+    /// Omits the headers, which hold secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { protocol, endpoint, headers, timeout, compress, tls } = self;
         f.debug_struct("Target")
@@ -101,7 +101,7 @@ impl Signal {
 }
 
 impl Config {
-    /// The configuration that the environment gives to the program `service`; none if it names no collector.
+    /// The configuration of the program `service` from the environment; `None` if it names no collector.
     pub fn from_env(service: &str) -> Result<Option<Self>, ConfigError> {
         Self::read(service, |name| std::env::var_os(name))
     }
@@ -211,7 +211,8 @@ impl<F: Fn(&str) -> Option<OsString>> Variables<F> {
         }))
     }
 
-    /// How and where a signal is sent. One that is wanted goes to this machine's collector if none is named.
+    /// How and where a signal is sent. If it `is_wanted` but no collector is named, it goes to the one on
+    /// this machine.
     fn endpoint(&self, signal: Signal, is_wanted: bool) -> Result<Option<(Protocol, Url)>, ConfigError> {
         let named = self.setting(signal, "ENDPOINT", |all, name| {
             all.parse(name, |text| Ok((text.to_owned(), name.to_owned())))
@@ -226,7 +227,7 @@ impl<F: Fn(&str) -> Option<OsString>> Variables<F> {
         Ok(Some((protocol, url.map_err(|problem| error(&variable, problem))?)))
     }
 
-    /// The files for TLS; they are read once, so that one that cannot be used is an error at the start.
+    /// The files for TLS. They are read once, so that an unusable file is an error at startup.
     fn tls(&self, signal: Signal, endpoint: &Url) -> Result<TlsFiles, ConfigError> {
         let file = |setting: &str| {
             let path = self.setting(signal, setting, |all, name| {
@@ -280,7 +281,7 @@ impl<F: Fn(&str) -> Option<OsString>> Variables<F> {
         ];
         for (key, value) in given {
             match resource.iter_mut().find(|(known, _)| *known == key) {
-                // The variable of its own wins.
+                // The dedicated variable wins.
                 Some((_, _)) if key == "service.name" && name.is_some() => {}
                 Some((_, known)) => *known = value,
                 None => resource.push((key, value)),
@@ -294,7 +295,7 @@ fn error(variable: &str, problem: impl Into<String>) -> ConfigError {
     ConfigError { variable: variable.to_owned(), problem: problem.into() }
 }
 
-/// Tells the processes of a service apart.
+/// An id that distinguishes the processes of a service.
 fn instance() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("{}:{}", host.trim(), std::process::id())

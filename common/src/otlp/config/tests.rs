@@ -134,7 +134,7 @@ fn requests_over_http_have_a_path_for_each_signal() {
             Some("http://collector:4318/v1/traces"),
             Some("http://other/metrics"),
         ),
-        // The ports of the specification, for a program that is told to send and not where.
+        // The ports of the specification, for a program that is configured to send, but not where.
         (&[("OTEL_TRACES_EXPORTER", "otlp")], Some("http://localhost:4318/v1/traces"), None),
         (&[("OTEL_METRICS_EXPORTER", "otlp")], None, Some("http://localhost:4318/v1/metrics")),
         (&[], None, None),

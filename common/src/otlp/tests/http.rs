@@ -20,7 +20,7 @@ enum Answer {
     Hang,
 }
 
-/// A request that came.
+/// A request that the server received.
 #[derive(Debug)]
 struct Received {
     /// In lower case.
@@ -37,7 +37,8 @@ impl Received {
     }
 }
 
-/// A server that answers like this, the last one for ever; its address, and what comes.
+/// Starts a server with these answers, the last of which repeats forever; returns its address and the
+/// requests it receives.
 async fn server(answers: &[Answer]) -> (String, mpsc::UnboundedReceiver<Received>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -124,7 +125,7 @@ async fn what_a_collector_does_not_take_over_http_is_counted() {
         (Answer::Give(200, PROTOBUF, b"\xff".to_vec()), 2, 1),
         (Answer::Give(200, html, b"<html>".to_vec()), 2, 1),
         (Answer::Give(200, PROTOBUF, vec![0; 1 << 20]), 2, 1),
-        // A server with an answer of its own has taken them.
+        // A server with an answer in its own form has accepted them.
         (Answer::Give(200, "content-type: application/json\r\n", b"{}".to_vec()), 0, 1),
         (Answer::Give(307, elsewhere, Vec::new()), 2, 1),
         (Answer::Give(400, PROTOBUF, Vec::new()), 2, 1),
@@ -191,7 +192,7 @@ async fn a_pause_is_as_long_as_the_collector_asks_and_ends_with_the_process() {
     let (url, mut requests) = server(&[later("retry-after: 2\r\n"), take.clone()]).await;
     let sending = tokio::spawn(async move { sent(over_http(&url, &[]), &["a"]).await });
     assert_eq!(requests.recv().await.unwrap().spans(), ["a"]);
-    // Without the header it comes within 20 milliseconds.
+    // Without the header, the retry comes within 20 milliseconds.
     assert!(timeout(Duration::from_secs(1), requests.recv()).await.is_err(), "too soon");
     assert_eq!(timeout(PATIENCE, requests.recv()).await.unwrap().unwrap().spans(), ["a"]);
     sending.await.unwrap();
@@ -204,7 +205,7 @@ async fn a_pause_is_as_long_as_the_collector_asks_and_ends_with_the_process() {
     assert_eq!(requests.recv().await.unwrap().spans(), ["a"]);
     stop.cancel();
     timeout(PATIENCE, sending).await.unwrap().unwrap();
-    assert_eq!(requests.recv().await.unwrap().spans(), ["a"], "a last try");
+    assert_eq!(requests.recv().await.unwrap().spans(), ["a"], "one last try");
 }
 
 #[tokio::test]

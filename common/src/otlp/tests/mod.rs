@@ -1,4 +1,4 @@
-//! The exporter against a collector of the test's own.
+//! The exporter against a test collector.
 
 mod http;
 
@@ -36,7 +36,7 @@ use crate::exposition;
 const PATIENCE: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Answers of a collector, the last of which continues; requests that were taken go to `taken`.
+/// Answers of a collector, the last of which repeats. Accepted requests go to `taken`.
 #[derive(Clone)]
 struct Fake {
     answers: Arc<Mutex<Vec<Answer>>>,
@@ -106,7 +106,7 @@ impl MetricsService for Fake {
     }
 }
 
-/// A collector that answers like this, its address, and what it takes.
+/// Starts a collector with these answers; returns its address and the requests it accepts.
 async fn collector(answers: &[Answer]) -> (String, mpsc::UnboundedReceiver<Taken>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -142,7 +142,7 @@ fn span(name: &str) -> Span {
     }
 }
 
-/// Sends spans of these names to a collector, until all are sent or given up.
+/// Sends spans with these names to a collector, until all are sent or given up.
 async fn sent(collector: Collector, names: &[&str]) {
     let (queue, received) = mpsc::channel(names.len());
     names.iter().for_each(|name| enqueue(&queue, span(name)));
@@ -150,7 +150,7 @@ async fn sent(collector: Collector, names: &[&str]) {
     timeout(PATIENCE, send_spans(collector, received, PAUSE, CancellationToken::new())).await.unwrap();
 }
 
-/// The value of the counter of what was dropped.
+/// The value of the counter of dropped items.
 fn dropped(page: &str) -> u64 {
     let line = page.lines().find(|line| line.starts_with("foil_otlp_dropped_total{"));
     line.and_then(|line| line.rsplit(' ').next()).map_or(0, |number| number.parse().unwrap())

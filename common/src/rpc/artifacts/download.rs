@@ -120,8 +120,7 @@ async fn download(
         if advanced {
             (pauses, since) = (backoff().build(), Instant::now());
         }
-        // A token that was replaced in its file ends downloads: the next one has the new token, or is
-        // refused.
+        // Replacing a token in its file ends downloads. The next one uses the new token, or is refused.
         let may_pass = error.may_pass(since.elapsed()) || (advanced && error.is_unauthenticated());
         match pauses.next() {
             Some(wait) if may_pass => {

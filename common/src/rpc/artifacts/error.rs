@@ -70,7 +70,7 @@ impl TransferError {
         }
     }
 
-    /// Whether to retry, after `tried` of retrying.
+    /// Whether to retry again, after having retried for `tried`.
     pub(super) fn may_pass(&self, tried: Duration) -> bool {
         match self {
             Self::Waiting { .. } => tried < STORE_PATIENCE,

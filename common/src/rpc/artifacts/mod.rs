@@ -198,7 +198,7 @@ pub async fn upload_file(
     Ok(v1::Object { path: file_name(path), ..object })
 }
 
-/// The chunks, reporting each to `moved` when the connection takes it, except for bytes that an earlier try
+/// The chunks, reporting each to `moved` when the connection accepts it, except for bytes that an earlier try
 /// has reported.
 fn followed<S>(chunks: S, moved: &Moved, told: &Arc<AtomicU64>) -> impl Stream<Item = Bytes> + Send + 'static
 where

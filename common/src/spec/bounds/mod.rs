@@ -1,7 +1,7 @@
 //! Upper bounds of all fields of a job file, by message and field of the wire contract.
 //!
-//! Numbers of the file determine how much memory or time something takes: an absurd count, usually a typing
-//! error, must be refused when it is read. A field that is not listed has the bound of its type.
+//! Numbers in the file determine how much memory or time something takes, so an absurd count, usually a typo,
+//! must be refused when it is read. A field that is not listed has the bound of its type.
 
 use foil_proto::v1;
 use serde_json::Value;
@@ -20,7 +20,7 @@ const LIST: usize = 4096;
 const ANY: u64 = u32::MAX as u64;
 const ROWS: u64 = 1_000_000;
 const TOKENS: u64 = 1 << 20;
-/// Length of a row's part, in tokens or characters.
+/// Maximum length of a part of a row, in tokens or characters.
 const LENGTH: u64 = 1 << 30;
 const EPOCHS: u64 = 1000;
 const BATCH: u64 = 1 << 20;
@@ -79,7 +79,7 @@ const COUNTS: [(&str, &str, u64); 64] = [
     ("ResourceSpec", "checkpoint_steps", COUNT),
     ("ResourceSpec", "checkpoint_seconds", WEEK),
     ("ResourceSpec", "checkpoint_keep_steps", COUNT),
-    // Bytes of texts and lengths of lists.
+    // Maximum bytes of texts and lengths of lists.
     ("TextSpec", "template", 256 << 10),
     ("TextSpec", "eos_token", 256),
     ("TextSpec", "pad_token", 256),

@@ -1,5 +1,5 @@
-//! Holds the files that are generated from the wire contract: the job file's reference in proto/README.md and
-//! its JSON Schema.
+//! Keeps the files generated from the wire contract up to date: the job file's reference in proto/README.md
+//! and its JSON Schema.
 
 mod reference;
 

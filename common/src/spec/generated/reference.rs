@@ -1,4 +1,4 @@
-//! The reference of the job file, a table for each block.
+//! The reference of the job file, with one table per block.
 
 use std::fmt::Write;
 
@@ -50,7 +50,7 @@ fn cell(comment: &str) -> String {
     comment.replace('|', "\\|")
 }
 
-/// A field's type as the writer of a job file thinks of it.
+/// A field's type from the view of a job file's author.
 fn kind(field: &Field) -> String {
     let one = match field.kind {
         Kind::Message(_) => "block",

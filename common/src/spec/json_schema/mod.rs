@@ -1,4 +1,4 @@
-//! The JSON Schema of the job file, by which an editor completes and checks it.
+//! The JSON Schema of the job file, which editors use to complete and check it.
 //!
 //! It is as strict as [`super::schema`] and the upper bounds together. What depends on other fields, and all
 //! minima, only `foil submit --dry-run` checks. No field is required: `--set` may supply it.
@@ -82,7 +82,7 @@ fn block(name: &str, definitions: &mut Map<String, Value>) -> Map<String, Value>
         properties.insert(oneof.name.clone(), shorthand(oneof, &members));
     }
     properties.extend(message.fields.iter().map(|field| (field.name.clone(), property(name, field))));
-    // A block that is left empty in YAML is null, and means its defaults.
+    // An empty block in YAML is null, and means its defaults.
     schema.insert("type".to_owned(), json!(["object", "null"]));
     schema.insert("properties".to_owned(), Value::Object(properties));
     schema.insert("additionalProperties".to_owned(), json!(false));
@@ -133,7 +133,7 @@ fn shorthand(oneof: &Oneof, members: &[&str]) -> Value {
     Value::Object(schema)
 }
 
-/// With a block for `member`, there is none for another, and the shorthand names no other.
+/// A block for `member` excludes blocks for the other members, and a shorthand that names one.
 fn exclusion(oneof: &Oneof, member: &str, members: &[&str]) -> Value {
     let mut others: Map<String, Value> = Map::new();
     others.insert(oneof.name.clone(), json!({ "enum": [member, null] }));

@@ -159,7 +159,7 @@ fn texts(
     }
 }
 
-/// The refusal of a job file that has a word of no meaning at `path`.
+/// The refusal of a job file that has a meaningless word at `path`.
 fn refusal(path: &[&str], repeated: bool) -> Option<SpecError> {
     let mut file = json!({
         "name": "a", "policy": { "model": "/m" },
@@ -204,7 +204,7 @@ fn every_choice_of_the_reader_is_an_enum() {
                 seen.push((message, name));
             }
             None => assert!(
-                // These have a form, and no list of values.
+                // These have a syntax rather than a list of values.
                 expected.is_none()
                     || [
                         &["name"][..],
@@ -215,11 +215,11 @@ fn every_choice_of_the_reader_is_an_enum() {
                         &["trackers", "run_name"],
                     ]
                     .contains(&path.as_slice()),
-                "{path:?} is a choice that the schema does not know: {expected:?}"
+                "the schema does not list the choices at {path:?}: {expected:?}"
             ),
         }
     }
     for (message, field, _) in &CHOICES {
-        assert!(seen.contains(&(message, field)), "{message}.{field} is no field");
+        assert!(seen.contains(&(message, field)), "{message}.{field} is not a field");
     }
 }

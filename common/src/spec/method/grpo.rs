@@ -32,7 +32,7 @@ impl Default for Grpo {
 }
 
 choices! {
-    /// How a completion's tokens are aggregated.
+    /// The aggregation of a completion's tokens.
     GrpoLossType:
     /// Their mean.
     #[default]

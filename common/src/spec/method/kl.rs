@@ -20,7 +20,7 @@ impl KlPenalty {
         Ok((beta > 0.0).then_some(Self { beta, reference }))
     }
 
-    /// `beta` and `reference`.
+    /// The wire form: `beta` and `reference`.
     pub(super) fn to_wire(penalty: Option<Self>) -> (Option<f64>, String) {
         match penalty {
             None => (Some(0.0), String::new()),

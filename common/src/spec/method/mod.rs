@@ -1,4 +1,4 @@
-//! Policy methods: one file each, with the method's settings and what it needs of the phases before it.
+//! Policy methods: one file each, with the method's settings and its requirements on the phases before it.
 
 mod dpo;
 mod grpo;
@@ -46,14 +46,14 @@ pub trait MethodSettings {
     fn max_completions(&self, samples: u32) -> u32;
 }
 
-/// Inputs of a method beside completions and rewards.
+/// Inputs of a method in addition to completions and rewards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Needs {
     /// π_ref, if the loss compares the policy with one.
     pub reference: Option<ReferencePolicy>,
     /// Log-probabilities of the policy that generated the completions, for probability ratios.
     pub old_log_probs: bool,
-    /// At least two completions a prompt, which differ.
+    /// At least two different completions per prompt.
     pub comparison: bool,
 }
 
@@ -68,7 +68,7 @@ choices! {
 }
 
 choices! {
-    /// From a completion's tokens to one number.
+    /// The reduction of a completion's tokens to one number.
     Reduction:
     #[default]
     Sum = "sum",

@@ -23,7 +23,7 @@ choices! {
 }
 
 impl Pairing {
-    /// The maximum number of n completions that pairs are made of.
+    /// The maximum number of the n completions that pairs use.
     pub(super) fn max_completions(self, samples: u32) -> u32 {
         let paired = match self {
             Self::BestWorst => 2,
@@ -48,7 +48,7 @@ impl Pairing {
         }
     }
 
-    /// `pairing` and `pairs_k`.
+    /// The wire form: `pairing` and `pairs_k`.
     pub(super) fn to_wire(self) -> (String, Option<u32>) {
         let (name, pairs_k) = match self {
             Self::BestWorst => (PairingName::BestWorst, None),

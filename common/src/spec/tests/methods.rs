@@ -1,6 +1,6 @@
 use super::*;
 
-/// The policy step of the least job with these settings.
+/// The policy step of a minimal job with these settings.
 fn method(settings: &[&str]) -> Method {
     job(LEAST, settings).policy_step.method
 }
@@ -46,10 +46,10 @@ fn one_method_takes_the_place_of_another() {
         Method::Dpo(dpo) => Some(dpo.beta),
         _ => None,
     };
-    assert_eq!(beta(job(&file, &[])), Some(0.3), "a method's name beside its settings");
+    assert_eq!(beta(job(&file, &[])), Some(0.3), "a method's name next to its settings");
     assert_eq!(beta(job(&file, &["policy_step.method=dpo"])), Some(0.3), "the name alone changes no setting");
     let based = format!("{file}preset: paper-rrhf\n");
-    assert_eq!(beta(job(&based, &[])), Some(0.3), "a file's method wins over its preset's");
+    assert_eq!(beta(job(&based, &[])), Some(0.3), "a file's method overrides its preset's");
     for (setting, name) in [
         ("policy_step.method=grpo", "grpo"),
         ("policy_step.ipo.beta=0.5", "ipo"),

@@ -68,7 +68,7 @@ fn presets_give_way_to_fields() {
     assert!(message(LEAST, &["preset=paper-rj"]).contains("did you mean paper-rjs?"));
 }
 
-/// Every job file that comes along, by its name.
+/// Every job file in the repository, by its name.
 fn shipped() -> Vec<(String, std::path::PathBuf)> {
     let jobs = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/jobs"));
     let files = fs::read_dir(jobs).unwrap().map(|entry| entry.unwrap().path());

@@ -1,5 +1,5 @@
-//! The keys of a store in ascending order, with little of it in memory: a page of it at a time if the store
-//! lists in order, as object stores do, and else the entries of the directories above the current key.
+//! The keys of a store in ascending order, with few of them in memory: one page at a time if the store lists
+//! in order, as object stores do, otherwise the entries of the directories above the current key.
 
 use std::vec;
 
@@ -14,7 +14,7 @@ use super::super::scan::modified;
 use super::super::{Scanned, Store, StoreError};
 use super::CopyError;
 
-/// Number of keys that are read at once.
+/// Number of keys read at a time.
 pub(super) const PAGE: usize = 1000;
 
 /// Keys below a prefix.
@@ -27,9 +27,9 @@ pub(super) struct Listing {
 
 enum Source {
     Pages {
-        /// The listing in progress; none before it begins, and after it has failed.
+        /// The listing in progress; `None` before it begins and after it has failed.
         open: Option<BoxStream<'static, object_store::Result<ObjectMeta>>>,
-        /// Where the listing continues, if it has to begin again.
+        /// The key after which the listing continues, if it has to restart.
         after: Option<Path>,
         page: vec::IntoIter<Scanned>,
         over: bool,
@@ -46,7 +46,7 @@ enum Entry {
 }
 
 impl Entry {
-    /// Its place among the entries of a directory.
+    /// Its sort key among the entries of a directory.
     fn order(&self) -> (&str, &str) {
         match self {
             Self::Key(found) => (&found.key, ""),
@@ -65,7 +65,7 @@ impl Listing {
         Self { store: store.clone(), prefix: prefix.to_owned(), source, last: None }
     }
 
-    /// The next key; none after the last one.
+    /// The next key; `None` after the last one.
     pub(super) async fn next(&mut self) -> Result<Option<Scanned>, CopyError> {
         let found = match &mut self.source {
             Source::Pages { .. } => self.next_of_pages().await?,
@@ -127,7 +127,7 @@ impl Listing {
     }
 }
 
-/// The entries of a directory, in the order of the keys that they stand for; none if it is gone.
+/// The entries of a directory, in the order of the keys that they stand for; empty if it does not exist.
 async fn directory(store: &Store, path: &str) -> Result<Vec<Entry>, StoreError> {
     let listed = store.with_retries("list", Ask::read(path), |path| async move {
         store.backend().list_with_delimiter(Some(&path)).await

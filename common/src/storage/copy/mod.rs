@@ -1,17 +1,15 @@
-//! A copy of a store, also of one that a running service writes to: for backups, and to move to another
-//! store.
+//! Copies a store, even one that a running service writes to: for backups, and to move to another store.
 //!
-//! The log decides what there is, and names only what was in the store before its record. So objects are
-//! copied first, then a state of the log is read, then the objects that have come until that state are
-//! copied, and the log is written last: the target has no log, and nothing can lead it, before all that the
-//! log names is there. What the source's service deletes meanwhile is garbage in that state too, but for jobs
-//! that are deleted and checkpoints that are superseded while the copy runs.
+//! The log determines what exists, and a record names only objects that were in the store before it. So
+//! objects are copied first, then a state of the log is read, then the objects that were added up to that
+//! state are copied, and the log is written last. The target has no log, and nothing can lead it, until
+//! everything that the log names is there. What the source's service deletes during the copy is also garbage
+//! in that state, except for jobs that are deleted and checkpoints that are superseded while the copy runs.
 //!
-//! Both passes walk source and target side by side in the order of their keys, so that what is there is known
-//! without a request for each object, and without a list of them: [`listing`] has a page of keys in memory,
-//! whatever a store holds. The second listing of the source finds what came while the first was in progress.
-//! The log's live part, which every coordinator reads as a whole, is in memory from its reading to its
-//! writing.
+//! Both passes walk source and target side by side in key order, so that existing objects are recognized
+//! without a request for each and without a list of them: [`listing`] holds one page of keys in memory,
+//! however large a store is. The second listing of the source finds what was added during the first. The
+//! log's live part, which every coordinator reads as a whole, is in memory from its reading to its writing.
 
 mod listing;
 mod pairs;
@@ -26,20 +24,20 @@ use super::{Put, Store, StoreError};
 
 /// Number of objects copied concurrently.
 const PARALLEL: usize = 8;
-/// Size limit of an object without a sidecar. A larger one is the rest of an interrupted write.
+/// Size limit of an object without a sidecar. A larger one is left over from an interrupted write.
 const MAX_PLAIN_BYTES: u64 = 1 << 20;
 
 /// The result of a copy.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Copied {
-    /// Objects of the target that are also in the source, without the log.
+    /// Objects of the target that are also in the source, excluding the log.
     pub objects: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Those of them that were there before, from an interrupted copy; roughly, if the source is written
-    /// to.
+    /// Number of them that were already present, from an interrupted copy; approximate if the source is
+    /// written to.
     pub present: u64,
-    /// Records of the log, and of its snapshots.
+    /// Number of records of the log and of its snapshots.
     pub records: u64,
     /// Number of the log's last record.
     pub last_record: Option<u64>,
@@ -70,7 +68,7 @@ pub enum CopyError {
 /// Copies a store's log, and its objects below `prefixes`, to a place without a log. Each object is verified
 /// against its hash on the way. An interrupted copy may be repeated, and resumes.
 ///
-/// `progress` is called with each object's size, when it is in the target.
+/// `progress` is called with each object's size once it is in the target.
 pub async fn copy(
     from: &Store,
     to: &Store,
@@ -103,7 +101,7 @@ pub async fn copy(
         copied.present += found.present;
     }
     copied.present = copied.present.min(copied.objects);
-    // Snapshots first: records without theirs are no log, and say so.
+    // Snapshots first: records without their snapshot are not a valid log, and are reported as such.
     for (key, bytes) in export.snapshots.into_iter().chain(export.records) {
         // An interrupted copy may have left a snapshot.
         if to.create(&key, bytes.clone()).await? == Put::Exists && to.get(&key).await? != bytes {
@@ -121,7 +119,7 @@ pub async fn copy(
 struct Window {
     /// Objects written before this time were seen by the first pass.
     seen: u64,
-    /// That of the log's state: objects that are younger might have other content in its future.
+    /// The time of the log's state: younger objects might have other content in its future.
     until: u64,
 }
 
@@ -143,8 +141,7 @@ impl Step {
     fn of(found: &Found, is_present: bool, window: Option<Window>) -> Self {
         let Some(Window { seen, until }) = window else {
             return match (found.hashed, is_present) {
-                // Without its sidecar an object may be one that is still being written: not before the last
-                // pass.
+                // An object without a sidecar may still be being written: leave it to the last pass.
                 (false, _) => Self::Skip,
                 (true, true) => Self::Compare,
                 (true, false) => Self::Write,
@@ -161,7 +158,7 @@ impl Step {
     }
 }
 
-/// One walk over the objects of source and target: the first, or the one that has a window.
+/// One walk over the objects of source and target: the first pass, or the second if it has a window.
 struct Pass<'a, P> {
     from: &'a Store,
     to: &'a Store,
@@ -189,8 +186,7 @@ impl<P: Fn(u64) + Sync> Pass<'_, P> {
         Ok(copied)
     }
 
-    /// Size and outcome of an object; no outcome if it is left out, or if the source has deleted it
-    /// meanwhile.
+    /// Size and outcome of an object; no outcome if it is left out, or if the source has since deleted it.
     async fn copy(&self, found: Found, is_present: bool) -> Result<(u64, Step, Option<Put>), CopyError> {
         let (from, to, key) = (self.from, self.to, found.key.as_str());
         let step = Step::of(&found, is_present, self.window);
@@ -227,7 +223,7 @@ fn side_by_side<'a>(
     steps.boxed()
 }
 
-/// Compares an object that is in both stores; `None` if the source has deleted it meanwhile.
+/// Compares an object that is in both stores; `None` if the source has since deleted it.
 async fn compare(from: &Store, to: &Store, key: &str) -> Result<Option<Put>, StoreError> {
     let object = match from.stat_object(key).await {
         Err(StoreError::NotFound { .. }) => return Ok(None),
@@ -235,13 +231,13 @@ async fn compare(from: &Store, to: &Store, key: &str) -> Result<Option<Put>, Sto
     };
     match to.stat_object(key).await {
         Ok(present) if Digest::from(&present) == Digest::from(&object) => Ok(Some(Put::Exists)),
-        // Other content is a conflict, which the writer tells.
+        // Different content is a conflict, which the writer reports.
         Ok(_) | Err(StoreError::NotFound { .. }) => write(from, to, key).await,
         Err(error) => Err(error),
     }
 }
 
-/// Copies an object with a sidecar; `None` if the source has deleted it meanwhile.
+/// Copies an object with a sidecar; `None` if the source has since deleted it.
 async fn write(from: &Store, to: &Store, key: &str) -> Result<Option<Put>, StoreError> {
     let (object, mut bytes) = match from.stream_object(key, 0).await {
         Err(StoreError::NotFound { .. }) => return Ok(None),
@@ -259,7 +255,7 @@ async fn write(from: &Store, to: &Store, key: &str) -> Result<Option<Put>, Store
     }
     match writer.finish().await {
         Ok(_) => Ok(Some(Put::Created)),
-        // The source's bytes are not those of its sidecar.
+        // The source's bytes do not match its sidecar.
         Err(StoreError::Mismatch { key, expected, found }) => {
             Err(StoreError::Corrupt { key, expected, found })
         }

@@ -15,7 +15,7 @@ pub(super) struct Found {
     pub(super) size: u64,
     /// Time of its last write by the store's clock, in milliseconds since the Unix epoch.
     pub(super) modified: u64,
-    /// It has a sidecar.
+    /// Whether it has a sidecar.
     pub(super) hashed: bool,
 }
 
@@ -60,8 +60,8 @@ impl Pairs {
     }
 }
 
-/// Joins keys and sidecars. Between `a` and `a.b3` other keys may come, such as `a-1`: those that wait for
-/// their sidecars are each the beginning of the next, and so are few.
+/// Joins keys and sidecars. Other keys, such as `a-1`, may come between `a` and `a.b3`. Each key that waits
+/// for its sidecar is a prefix of the next, so few keys wait.
 #[derive(Debug, Default)]
 struct Pairing {
     waiting: Vec<Scanned>,
@@ -78,7 +78,7 @@ impl Pairing {
         }
     }
 
-    /// One of those that are left when there are no more keys.
+    /// One of the objects left when there are no more keys.
     fn end(&mut self) -> Option<Found> {
         self.waiting.pop().map(|last| Found::new(last, false))
     }
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Characters on both sides of the sidecar's, which make keys come between.
+        /// Characters that sort before and after the sidecar's, so that keys come in between.
         #[test]
         fn every_object_comes_once_with_its_sidecar_and_in_order(
             names in proptest::collection::btree_set("[-.@/ab3]{0,5}[ab3]", 0..40),

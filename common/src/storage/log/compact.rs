@@ -12,10 +12,9 @@ use crate::storage::{Store, StoreError};
 const PARALLEL_WRITES: usize = 8;
 
 /// Writes a snapshot of all current records, and replaces those up to the previous snapshot with tombstones.
-/// `select` may leave out events that those after them make superfluous. Returns the number of those kept.
+/// `select` may leave out events that later ones make superfluous. Returns the number of events kept.
 ///
-/// Any process may do it at any time, also one that leads no more: what it writes follows from the records
-/// alone.
+/// Any process may do this at any time, even a former leader: the output depends only on the records.
 pub async fn compact(
     store: &Store,
     select: impl FnOnce(Vec<Bytes>) -> Result<Vec<Bytes>, LogError>,
@@ -38,7 +37,7 @@ pub async fn compact(
 }
 
 /// Replaces the records up to `last` with tombstones; those up to `done` are tombstones already. Their names
-/// stay taken, so that a leader that slept cannot create them again.
+/// stay taken, so that a leader that was suspended cannot create them again.
 async fn empty(store: &Store, done: Option<u64>, last: u64) -> Result<(), LogError> {
     let listed = match done {
         Some(done) => store.list_after(PREFIX, &key(done)).await?,

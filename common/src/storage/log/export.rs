@@ -8,11 +8,11 @@ use crate::storage::{Listed, Store, StoreError};
 
 /// Number of records fetched concurrently.
 const PARALLEL_READS: usize = 16;
-/// Compactions that may overtake one export.
+/// Maximum number of compactions that may overtake one export.
 const TRIES: usize = 16;
 
-/// A state of the log that was in the store at one time: its snapshots, and all records from the one that the
-/// oldest of them ends at.
+/// A state of the log that was in the store at one time: its snapshots, and all records from the last one
+/// that the oldest snapshot covers.
 #[derive(Debug, Default)]
 pub(in crate::storage) struct Export {
     /// Keys and bytes, ascending.
@@ -55,13 +55,13 @@ async fn try_export(store: &Store) -> Result<Option<Export>, LogError> {
     Ok((!overtaken).then_some(Export { snapshots, records }))
 }
 
-/// The key of the log's last record; none if there is no log.
+/// The key of the log's last record; `None` if there is no log.
 pub(in crate::storage) async fn last(store: &Store) -> Result<Option<String>, StoreError> {
     let newest = snapshot::numbers(store).await?.last().copied();
     Ok(list_from(store, newest).await?.pop().map(|record| record.key))
 }
 
-/// The records from a number on, or all of them. Those before a snapshot are empty and many.
+/// The records from a number on, or all of them. Records before a snapshot are numerous and empty.
 async fn list_from(store: &Store, number: Option<u64>) -> Result<Vec<Listed>, StoreError> {
     match number.and_then(|number| number.checked_sub(1)) {
         Some(before) => store.list_after(PREFIX, &key(before)).await,

@@ -1,5 +1,5 @@
 //! Frames that detect damage: 8 bytes of magic, the CRC-32 of the rest (4 bytes, little-endian), then a
-//! protobuf message. Protobuf, so that later versions may add fields.
+//! protobuf message. Protobuf allows later versions to add fields.
 
 use bytes::{Bytes, BytesMut};
 use object_store::PutPayload;

@@ -8,14 +8,14 @@ use crate::storage::{Store, StoreError};
 
 const PREFIX: &str = "meta/leader";
 
-/// A sign of life of a leader.
+/// A leader's sign of life.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heartbeat {
     /// URL for clients and workers; empty if it is unknown.
     pub address: String,
     /// Increases with every heartbeat.
     pub counter: u64,
-    /// The leader has stopped gracefully, so that nobody need wait for it.
+    /// The leader has stopped gracefully, so that no standby has to wait for it.
     pub released: bool,
 }
 

@@ -1,14 +1,14 @@
 //! The log: the durable order of everything the coordinator decides.
 //!
 //! Record `n` is the object `meta/log/{n:020}`, written with create-once and never changed. One append is in
-//! flight at a time. If its outcome is unknown, the same name and bytes are tried again; if the name is taken
-//! then, the record is read back: with this append's nonce it is this append, else another leader wrote it
-//! and this one is deposed.
+//! flight at a time. If its outcome is unknown, the same name and bytes are tried again. If the name is then
+//! taken, the record is read back: if it has this append's nonce, it is this append; otherwise another leader
+//! wrote it and this one is deposed.
 //!
 //! The leader is the process that appended the last [`Entry::LeaderElected`]; each election has a higher
-//! term. A leader that slept through an election finds the next name taken, so it can append nothing more. A
-//! used name is never freed ([`compact`] overwrites records with tombstones), or a sleeper could fill the
-//! gap. Readers start at the newest snapshot, after the tombstones.
+//! term. A leader that was suspended during an election finds the next name taken, so it can append nothing
+//! more. A used name is never freed ([`compact`] overwrites records with tombstones), or such a leader could
+//! fill the gap. Readers start at the newest snapshot, after the tombstones.
 
 mod compact;
 mod export;
@@ -82,8 +82,8 @@ pub enum LogError {
     Store(#[from] StoreError),
 }
 
-/// How a taken name is recognized as this append. Everything but the nonce is a planted bug, to test the
-/// tests.
+/// How a taken name is recognized as this append. Every variant except the nonce is a deliberate bug, to test
+/// the tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Settle {
     ByNonce,
@@ -109,13 +109,13 @@ impl Log {
     /// Reads the whole log and becomes its leader with the next higher term, whoever leads now. Also returns
     /// what was read.
     ///
-    /// If two processes try at once, one gets [`LogError::Deposed`].
+    /// If two processes try at the same time, one gets [`LogError::Deposed`].
     pub async fn lead(store: Store, leader: &str) -> Result<(Self, LogState), LogError> {
         Self::lead_with(store, leader, PATIENCE, Settle::ByNonce).await
     }
 
-    /// Becomes the leader if nothing was appended after `read`: else the former leader is alive, and this
-    /// returns [`LogError::Deposed`].
+    /// Becomes the leader if nothing was appended after `read`. Otherwise the former leader is alive, and
+    /// this returns [`LogError::Deposed`].
     pub async fn campaign(store: Store, read: &LogState, leader: &str) -> Result<Self, LogError> {
         let mut log = Self::after(store, read, PATIENCE, Settle::ByNonce);
         log.write(elected(leader)).await?;

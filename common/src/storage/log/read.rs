@@ -38,8 +38,8 @@ struct Overtaken {
 }
 
 impl LogState {
-    /// Reads what was appended since. If a compaction has overtaken the reader, reading restarts at its
-    /// snapshot.
+    /// Reads what was appended since the last read. If a compaction has overtaken the reader, reading
+    /// restarts at its snapshot.
     pub async fn catch_up(&mut self, store: &Store) -> Result<(), LogError> {
         if !self.begun {
             self.begin(store).await?;
@@ -100,8 +100,8 @@ impl LogState {
                 None => store.list(PREFIX).await?,
             };
             match self.unread(listed) {
-                // A listing takes its time: of records that are appended meanwhile it may have a later one,
-                // and lack the one before.
+                // A listing is not atomic: of records appended while it runs, it may contain a later one but
+                // lack an earlier one.
                 Err(LogError::Gap { key }) if store.exists(&key).await? => {}
                 unread => return unread,
             }

@@ -15,7 +15,7 @@ pub struct Record {
     /// Its number in the log, which is also its name in the store.
     #[prost(uint64, tag = "2")]
     pub seq: u64,
-    /// Random for each append: tells a leader's own write from another's.
+    /// Random for each append: distinguishes a leader's own write from another's.
     #[prost(bytes = "bytes", tag = "3")]
     pub nonce: Bytes,
     #[prost(oneof = "Entry", tags = "4, 5")]
@@ -25,7 +25,7 @@ pub struct Record {
 /// The content of a record.
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub enum Entry {
-    /// The writer leads from here on; its term is the record's.
+    /// The writer is the leader from here on; its term is the record's.
     #[prost(message, tag = "4")]
     LeaderElected(LeaderElected),
     #[prost(message, tag = "5")]

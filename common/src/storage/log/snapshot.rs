@@ -28,8 +28,7 @@ pub(super) struct Snapshot {
 
 /// The tag of [`Snapshot::events`].
 const EVENTS_TAG: u32 = 3;
-/// Size from which on an event is a part of its own; a copy of a smaller one costs less than a write of its
-/// own.
+/// Size from which an event is a separate part; copying a smaller one costs less than a separate write.
 const SHARED_BYTES: usize = 4096;
 
 /// The name of the snapshot for records up to `seq`.
@@ -76,7 +75,7 @@ async fn newest_of(store: &Store, numbers: &[u64]) -> Result<Option<Snapshot>, L
     Ok(None)
 }
 
-/// Writes a snapshot; one that exists already is the same.
+/// Writes a snapshot. An existing one has the same content.
 pub(super) async fn write(store: &Store, snapshot: Snapshot) -> Result<(), StoreError> {
     let key = key(snapshot.seq);
     store.create(&key, framed::join(MAGIC, parts(snapshot))).await.map(drop)
@@ -100,7 +99,7 @@ fn parts(snapshot: Snapshot) -> Vec<Bytes> {
     parts
 }
 
-/// A snapshot's frame around any body, for tests of what lies behind the checksum.
+/// A snapshot's frame around any body, for tests of the parsing after the checksum.
 pub fn frame(body: &[u8]) -> Bytes {
     framed::encode_body(MAGIC, body)
 }

@@ -57,7 +57,7 @@ async fn a_leader_whose_log_was_removed_acknowledges_nothing_more() {
     let store = Store::open(directory.path().to_str().unwrap()).unwrap();
     let (mut log, _) = Log::lead(store.clone(), "a").await.unwrap();
     log.append(vec![event("kept")]).await.unwrap();
-    // Removed, or unmounted: the empty directory below takes writes.
+    // As if removed or unmounted: the empty directory underneath accepts writes.
     std::fs::remove_dir_all(directory.path().join("meta")).unwrap();
     let error = log.append(vec![event("lost")]).await.unwrap_err();
     assert!(matches!(&error, LogError::Vanished { key: gone } if *gone == key(1)), "{error}");
@@ -75,7 +75,7 @@ async fn a_sleeper_cannot_write_into_a_tombstone() {
     leader.append(vec![event("too")]).await.unwrap();
     compact(&store, Ok).await.unwrap();
     assert_eq!(store.size(&key(2)).await.unwrap(), 0);
-    assert!(store.size(&key(3)).await.unwrap() > 0, "what the older snapshot lacks stays");
+    assert!(store.size(&key(3)).await.unwrap() > 0, "records that the older snapshot lacks are kept");
     assert!(matches!(sleeper.append(vec![event("old")]).await, Err(LogError::Deposed { .. })));
     let (log, replayed) = Log::lead(store, "third").await.unwrap();
     assert_eq!(all(replayed), ["kept", "too"]);
@@ -189,7 +189,7 @@ async fn a_record_that_a_listing_lacks_is_not_missing() {
     for text in ["1", "2", "3"] {
         log.append(vec![event(text)]).await.unwrap();
     }
-    // Appended, with the one after it, while the directory was read.
+    // As if record 2 and the one after it were appended while the directory was read.
     faults.hide_once(key(2));
     assert_eq!(texts(&read(&store).await.unwrap().records), ["1", "2", "3"]);
 }
@@ -200,7 +200,7 @@ async fn records_of_a_lower_term_do_not_count() {
     let (mut old, _) = Log::lead(store.clone(), "old").await.unwrap();
     old.append(vec![event("before")]).await.unwrap();
     Log::lead(store.clone(), "new").await.unwrap();
-    // Fencing by name makes this impossible, should it happen all the same.
+    // Fencing by name normally makes this impossible; force it to test the reader.
     old.next = 3;
     old.append(vec![event("late")]).await.unwrap();
     assert_eq!(texts(&read(&store).await.unwrap().records), ["before"]);
@@ -236,8 +236,8 @@ struct Outcome {
 }
 
 impl Outcome {
-    /// A violation of the log's guarantees: acknowledged events are there once and in order; nobody is
-    /// deposed by itself.
+    /// A violation of the log's guarantees: acknowledged events are present once and in order; no leader is
+    /// deposed by its own writes.
     fn violation(&self) -> Option<String> {
         let mut found: Vec<&String> =
             self.replayed.iter().filter(|text| self.acknowledged.contains(text)).collect();
@@ -254,7 +254,7 @@ impl Outcome {
     }
 }
 
-/// Leaders take over from one another (the former ones continue appending) over a store that fails.
+/// Leaders take over from one another, while former leaders continue appending, on a faulty store.
 async fn world(seed: u64, script: &[(usize, bool)], settle: Settle) -> Outcome {
     let inner = Arc::new(InMemory::new());
     let faults = Faults { refuse_put: 15, lose_reply: 25, refuse_get: 15, ..Faults::default() };
@@ -301,7 +301,7 @@ proptest! {
     #[test]
     fn acknowledged_events_are_there_once_whatever_the_store_does(seed in any::<u64>(), script in scripts()) {
         let outcome = run(seed, &script, Settle::ByNonce);
-        prop_assert!(outcome.faults > 0, "no fault struck");
+        prop_assert!(outcome.faults > 0, "no fault was injected");
         prop_assert_eq!(outcome.violation(), None);
     }
 }

@@ -3,8 +3,8 @@
 use super::Error;
 use std::cell::Cell;
 
-/// The budget of a rendering: time as steps, memory as bytes of all values ever created, and the stack as
-/// depth. A dialogue of a thousand turns takes less than a hundredth of each.
+/// The budget of a rendering: steps for time, bytes of all values ever created for memory, and depth for the
+/// stack. A dialogue of a thousand turns takes less than a hundredth of each.
 #[derive(Debug)]
 pub(super) struct Budget {
     steps: Cell<u64>,

@@ -1,6 +1,6 @@
 //! The date in templates.
 //!
-//! Training and sampling must render the same text on every day, so the date is fixed to the one that Llama's
+//! Training and sampling must render the same text every day, so the date is fixed to the one that Llama's
 //! templates fall back to.
 
 use super::Error;

@@ -1,4 +1,4 @@
-//! Tokenization of templates, with Jinja2's rules of white space (`trim_blocks`, `lstrip_blocks`, `-` and `+`
+//! Tokenization of templates, with Jinja2's white space rules (`trim_blocks`, `lstrip_blocks`, `-` and `+`
 //! signs).
 
 use super::Error;

@@ -111,7 +111,7 @@ fn quote(text: &str, out: &mut String) {
 
 /// Like `str.isprintable` of one character.
 pub(super) fn is_printable(character: char) -> bool {
-    // The standard library knows, but only by escaping; after a letter it does not escape combining
+    // The standard library exposes this only through escaping; after a letter it does not escape combining
     // characters.
     match character {
         '\\' | '\'' | '"' => true,

@@ -75,7 +75,7 @@ impl Machine {
             }
         };
         let [first, blank] = [first, blank].map(|flag| flag.is_some_and(|flag| flag.truth()));
-        // As in Jinja2, a newline is appended, so that an empty text has a line.
+        // As in Jinja2, a newline is appended, so that an empty text has one line.
         let text = format!("{text}\n");
         let lines = strings::lines(&text, false);
         self.budget.bytes(indention.len().saturating_mul(lines.len() + 1).saturating_add(text.len()))?;

@@ -1,5 +1,5 @@
-//! Python's values, as far as templates see them, and the scopes of variables that hold them. All but
-//! namespaces are immutable, as in transformers' sandbox.
+//! Python's values, to the extent that templates see them, and the scopes of variables that hold them. All
+//! except namespaces are immutable, as in transformers' sandbox.
 
 use super::Error;
 use super::ast::{For, Macro};
@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 #[derive(Clone)]
 pub(super) enum Value {
-    /// The error message of using it.
+    /// The error message for using it.
     Undefined(Rc<str>),
     None,
     Bool(bool),

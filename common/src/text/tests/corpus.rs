@@ -9,7 +9,7 @@ use std::path::PathBuf;
 /// Marks a rendering that transformers refuses.
 const REFUSED: &str = "-";
 
-/// Packages whose files contradict each other: they are refused by name.
+/// Models whose files contradict each other, which are refused by name.
 const CONTRADICTORY: [(&str, &str); 2] =
     [("chatglm3", "do not belong together"), ("internlm2", "do not belong together")];
 
@@ -70,7 +70,7 @@ fn renderings(template: &str, tokens: &Map<String, Value>) -> Vec<Result<String,
     cases.map(render).collect()
 }
 
-/// The renderings that are not the expected ones, and those that only this engine refuses.
+/// The renderings that differ from the expected ones, and those that only this engine refuses.
 fn compare(
     name: &str,
     found: &[Result<String, jinja::Error>],
@@ -83,7 +83,7 @@ fn compare(
         }
         return (different, refused);
     }
-    assert_eq!(found.len(), expected.len(), "{name}: corpus_expectations.py counts other dialogues");
+    assert_eq!(found.len(), expected.len(), "{name}: corpus_expectations.py has different dialogues");
     for (case, (found, expected)) in found.iter().zip(expected).enumerate() {
         match found {
             Ok(text) if hash(text) == *expected => {}
@@ -122,7 +122,7 @@ fn published_templates_render_as_in_transformers() {
     );
 }
 
-/// Differences of one tokenizer, a line each.
+/// Differences of one tokenizer, one per line.
 fn differences(name: &str, folder: &Path, expected: &Value) -> Vec<String> {
     let files = ModelText::read(folder).unwrap();
     if let Some((_, why)) = CONTRADICTORY.iter().find(|(other, _)| *other == name) {

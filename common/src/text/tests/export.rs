@@ -114,7 +114,7 @@ fn foils_own_templates_end_a_dialogue_as_training_does() {
 fn every_file_names_the_tokens_that_were_trained() {
     let mut files = chat(CHATML);
     files.special_tokens_map = json!({ "eos_token": { "content": "<end>" } });
-    // Classes that do not read tokenizer.json as it is.
+    // Classes that do not use tokenizer.json unchanged.
     files.tokenizer_config["tokenizer_class"] = json!("LlamaTokenizer");
     files.tokenizer_config["auto_map"] = json!({ "AutoTokenizer": ["code.Tokenizer", null] });
     let settings = Text {
@@ -162,7 +162,7 @@ fn a_pad_token_that_texts_hold_is_refused_or_replaced() {
     {
         let error = pad(&letters(), Some(token)).0.unwrap_err().to_string();
         assert!(error.contains(fault), "{error}");
-        // An unfit pad token of the model is replaced, with a warning.
+        // An unsuitable pad token of the model is replaced, with a warning.
         let mut files = letters();
         files.tokenizer_config["pad_token"] = json!(token);
         let (found, warnings) = pad(&files, None);
@@ -221,7 +221,7 @@ fn without_a_template_that_gives_the_trained_tokens_there_is_none() {
         assert_eq!(before.prompt(&prompt, 90).unwrap(), after.prompt(&prompt, 90).unwrap());
         assert_eq!(TrainedText::of(&after, &result, &settings).unwrap(), trained);
     }
-    // Without BOS there is one.
+    // Without BOS, a template gives the trained tokens.
     assert_same_tokens(&files, &Text { bos: Bos::Never, ..text(Template::Hh) }, &[Prompt::user("b")], "c");
     // The model's own template file would be another template: it is replaced by one that raises an error.
     let mut own = marking();

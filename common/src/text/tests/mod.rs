@@ -29,7 +29,7 @@ fn letters() -> ModelText {
     ModelText::read(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/jobs/letters"))).unwrap()
 }
 
-/// A small pre-trained model, if the test models are there.
+/// A small pre-trained model, if the test models are available.
 fn stories() -> Option<ModelText> {
     Some(ModelText::read(&crate::test_models::path("models/stories260K")?).unwrap())
 }
@@ -176,7 +176,7 @@ fn a_prompt_and_a_response_of_the_data_share_the_room() {
     assert_eq!(shared.fit(20, 3), (7, 3));
     assert_eq!(shared.fit(2, 20), (2, 8));
     assert_eq!(shared.fit(20, 20), (5, 5));
-    // Parts with budgets of their own lend nothing.
+    // Parts with separate budgets do not lend each other tokens.
     assert_eq!(Limits::new(10, 4).fit(2, 20), (2, 4));
     assert_eq!(Limits::new(10, 4).fit(20, 1), (6, 1));
 }

@@ -47,7 +47,7 @@ fn a_stream_gives_the_text_of_all_its_tokens() {
     let encoder = Encoder::new(&files, &text(Template::Plain)).unwrap();
     let story = "Once Zoë found — a 🐈 here.";
     let ids = encoder.prompt(&Prompt::user(story), 100).unwrap().ids;
-    // A stream continues from a prompt, so the space before its first word is its own.
+    // A stream continues from a prompt, so the space before its first word belongs to it.
     let story = format!(" {story}");
     let mut stream = encoder.stream();
     for (count, id) in ids.iter().enumerate() {

@@ -8,7 +8,7 @@ fn bos_is_never_doubled() {
             Encoder::new(&letters(), &settings).unwrap().prompt(&Prompt::user("abcde"), 20).unwrap().ids;
         assert_eq!(ids.iter().filter(|&&id| id == 1).count(), count, "{bos:?}");
     }
-    // The config says that the tokenizer adds none; always overrules it.
+    // The config says that the tokenizer adds no BOS; `always` overrides it.
     for (bos, first) in [(Bos::Auto, 4), (Bos::Always, 1)] {
         let settings = Text { bos, ..text(Template::Plain) };
         assert_eq!(
@@ -39,7 +39,8 @@ fn eos_and_pad_follow_the_job_then_the_model() {
     assert_eq!(load(None, Some("<turn>")).pad_id(), Ok(2));
     assert!(load(None, Some("<end>")).pad_id().unwrap_err().to_string().contains("text.pad_token"));
     assert!(Encoder::new(&files, &settings(Some("<no>"), None)).is_err());
-    // No pad of its own, no unknown token that never occurs: the special token that nothing writes.
+    // Without an own pad token and an unknown token that never occurs, the pad token is the special token
+    // that nothing writes.
     assert_eq!(load(None, None).pad_id(), Ok(2));
 
     let mut conflicting = chat("");

@@ -5,7 +5,8 @@ fn token(content: &str) -> serde_json::Value {
         "normalized": false, "special": true})
 }
 
-/// Words that hold the space before them, as in SentencePiece; its decoder drops the one at a text's start.
+/// A model whose words include the space before them, as in SentencePiece; its decoder drops the space at the
+/// start of a text.
 fn spaced() -> ModelText {
     let metaspace =
         json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true});
@@ -44,10 +45,10 @@ fn a_responses_text_keeps_its_first_space() {
     let mut stream = encoder.stream();
     stream.push(4).unwrap();
     assert_eq!(stream.push(5).unwrap(), " named Spot");
-    // Read again behind the prompt, it gives the same tokens.
+    // Encoded again after the prompt, it gives the same tokens.
     let response = Response::Text { text: " named Spot", finished: false };
     assert_eq!(encoder.dialogue(&Prompt::user("a dog"), response, WIDE).unwrap().ids, ids);
-    // A heading's space is not the response's.
+    // A heading's space does not belong to the response.
     let encoder = Encoder::new(&spaced(), &text(Template::Hh)).unwrap();
     assert_eq!(encoder.response_text(&ids[2..]).unwrap(), "named Spot");
 }

@@ -137,7 +137,7 @@ fn results(card: &Card<'_>) -> String {
     text
 }
 
-/// The rows that the figures are of, and what is known of their prompts.
+/// The rows that the figures were measured on, and what is known about their prompts.
 fn measured(card: &Card<'_>) -> String {
     let (made, job) = (card.made, card.made.spec());
     let sets = evaluation::measured_on(made);
@@ -154,7 +154,7 @@ fn measured(card: &Card<'_>) -> String {
         Some(format!(" No prompt of {} is in {}.", name(set), name(origin)))
     };
     let apart: Vec<String> = sets.iter().filter_map(apart).collect();
-    // A set that was given may hold rows of training, too.
+    // A set that the job names may contain training rows, too.
     let rows = if apart.len() == sets.len() {
         "whose rows were held out of training"
     } else {
@@ -179,7 +179,7 @@ fn measured(card: &Card<'_>) -> String {
     text
 }
 
-/// The warnings of the job's submission that are wanted, as lines of a list.
+/// The submission's warnings that satisfy `wanted`, as list items.
 fn warnings(made: &super::Provenance, wanted: impl Fn(&str) -> bool) -> impl Iterator<Item = String> {
     let wanted = made.job.warnings.iter().filter(move |warning| wanted(warning));
     wanted.map(|warning| format!("- {}", markdown(warning)))

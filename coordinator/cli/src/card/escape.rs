@@ -1,4 +1,4 @@
-//! Texts of a job in Markdown and YAML: names of files and models may be anything, and must not become
+//! Escapes a job's texts for Markdown and YAML: file and model names are arbitrary and must not become
 //! markup.
 
 /// Characters of a name that can stand in a code span, also in a table.
@@ -16,7 +16,7 @@ pub(super) fn name(text: &str) -> String {
     }
 }
 
-/// Text without markup: it can begin no element of Markdown or HTML and end no table cell.
+/// Escapes text so that it cannot begin an element of Markdown or HTML or end a table cell.
 pub(crate) fn markdown(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in visible(text).chars() {
@@ -35,7 +35,7 @@ pub(crate) fn markdown(text: &str) -> String {
     escaped
 }
 
-/// Control characters and characters that reorder text as symbols.
+/// Replaces control characters and characters that reorder text with symbols.
 pub(crate) fn visible(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for character in text.chars() {

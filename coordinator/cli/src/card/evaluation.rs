@@ -128,7 +128,7 @@ pub(super) fn kl_rows(made: &Provenance, job: Option<&spec::Job>) -> Option<u64>
     job.filter(|_| is_shown).map(|job| job.evaluation.kl_prompts as u64)
 }
 
-/// The model's figures, a policy's beside those of the start policy.
+/// The table of the model's figures; a policy's are next to those of the start policy.
 pub(super) fn table(made: &Provenance) -> String {
     let own = of_model(made);
     if own.is_empty() {

@@ -37,7 +37,7 @@ pub(super) fn block(card: &Card<'_>) -> String {
         }
         None => {}
     }
-    // A name without an owner is that of a folder or file of this machine: on the Hub it might be anyone's.
+    // A name without an owner is a local folder or file; on the Hub it might belong to anyone.
     let sets: BTreeSet<String> = job
         .iter()
         .flat_map(data_files)
@@ -80,8 +80,8 @@ fn tags(card: &Card<'_>, job: Option<&spec::Job>) -> Vec<String> {
     tags
 }
 
-/// The figures as the Hub's tables of results read them. An error is a figure of its own, named after the one
-/// it is of.
+/// The figures in the form that the Hub's result tables read. An error is a separate figure, named after the
+/// one it belongs to.
 fn model_index(card: &Card<'_>) -> String {
     let made = card.made;
     let figures = evaluation::of_model(made);

@@ -1,5 +1,5 @@
-//! Model cards: a README.md beside each model, with the metadata that the Hugging Face Hub reads, and
-//! `foil.json` with the same for programs.
+//! Model cards: a README.md next to each model, with the metadata that the Hugging Face Hub reads, and
+//! `foil.json`, its machine-readable counterpart.
 
 mod body;
 pub(crate) mod escape;
@@ -21,7 +21,7 @@ use super::stdout;
 
 /// The card's file.
 pub(crate) const README: &str = "README.md";
-/// The last line of a card, with the hash of what is above it. A card that was edited is never replaced.
+/// The last line of a card, with the hash of everything above it. An edited card is never replaced.
 const SEAL: &str = "<!-- written by foil; an edited card is kept. BLAKE3 of the above: ";
 const SEAL_END: &str = " -->\n";
 
@@ -36,7 +36,7 @@ pub(crate) struct ModelFile {
 /// The model that an adapter adapts.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct AdapterBase {
-    /// As a card says it: without the folders of this machine.
+    /// The name as a card shows it: without this machine's folders.
     name: String,
     /// Its name on the Hub, if it can be one.
     repository: Option<String>,
@@ -96,8 +96,7 @@ impl<'a> Card<'a> {
     }
 }
 
-/// Writes the card and `foil.json` of a downloaded model into its directory. A card that somebody has edited
-/// stays.
+/// Writes the card and `foil.json` of a downloaded model into its directory. An edited card is kept.
 pub(crate) fn write(dir: &Path, made: &Provenance) -> Result<()> {
     write_atomic(&dir.join(provenance::FILE), &made.json()?)?;
     let path = dir.join(README);
@@ -108,7 +107,7 @@ pub(crate) fn write(dir: &Path, made: &Provenance) -> Result<()> {
     write_atomic(&path, Card::trained(made).text().as_bytes())
 }
 
-/// Whether a file is there that is not a card as Foil writes it.
+/// Whether the file exists and is not a card as Foil writes it.
 pub(crate) fn is_edited(path: &Path) -> bool {
     match fs::read(path) {
         Ok(bytes) => !is_sealed(&String::from_utf8_lossy(&bytes)),

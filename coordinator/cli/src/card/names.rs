@@ -2,9 +2,9 @@
 
 use foil_common::spec::{self, ModelRef};
 
-/// Longest part of a repository's name.
+/// Maximum length of a part of a repository's name.
 const LONGEST: usize = 96;
-/// Ends of data files' names.
+/// Endings of data file names.
 const DATA_ENDINGS: [&str; 10] =
     [".gz", ".zst", ".zstd", ".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".csv", ".tsv"];
 
@@ -46,13 +46,13 @@ impl Base {
     }
 }
 
-/// A path's last part: a path of the machine that submitted the job tells nothing to others.
+/// A path's last part. The rest means nothing outside the machine that submitted the job.
 fn last(path: &str) -> &str {
     path.trim_end_matches('/').rsplit('/').next().unwrap_or(path)
 }
 
 /// The name of a repository: `name`, or `owner/name`, which caches of the Hub write as `owner--name`. `None`
-/// for what cannot be one.
+/// if it cannot be one.
 pub(crate) fn repository(name: &str) -> Option<String> {
     let name = match name.split_once("--") {
         Some((owner, name)) if !owner.contains('/') => format!("{owner}/{name}"),

@@ -14,12 +14,12 @@ use super::names::Base;
 
 /// The file's name.
 pub(crate) const FILE: &str = "foil.json";
-/// Its largest size: a job of a thousand rounds has some 5 MB.
+/// Maximum size of the file. A job of a thousand rounds has about 5 MB.
 const LIMIT: u64 = 64 << 20;
-/// Raised where a reader of an earlier version would misread it.
+/// Version of the file's format, raised when an older reader would misread it.
 const FORMAT: u32 = 1;
 
-/// The making of one model, without anything that names the machine or the people.
+/// How one model was made, without anything that identifies machines or people.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Provenance {
     format: u32,
@@ -33,7 +33,7 @@ pub(crate) struct Provenance {
     /// Whether round 1 began with a policy that the job had fine-tuned, `policy@0`.
     #[serde(default)]
     pub(crate) has_sft: bool,
-    /// The files as they were trained, with sizes and hashes; without keys of the store.
+    /// The files as they were trained, with sizes and hashes but without store keys.
     pub(crate) artifact: v1::Artifact,
     pub(crate) job: v1::Job,
 }
@@ -83,7 +83,7 @@ impl Provenance {
         self.artifact.kind == "reward"
     }
 
-    /// The parsed specification; `None` if another version wrote what this one does not read.
+    /// The parsed specification; `None` if another version wrote it in a form that this one cannot read.
     pub(crate) fn spec(&self) -> Option<spec::Job> {
         spec::Job::try_from(self.job.spec.clone()?).ok()
     }
@@ -93,7 +93,7 @@ impl Provenance {
     }
 }
 
-/// A job without its owner, tenant and labels, without paths, and without what lies in its store.
+/// A job without its owner, tenant, labels and paths, and without references to objects in its store.
 fn public(job: &v1::Job) -> v1::Job {
     let datasets = job.plan.iter().flat_map(|plan| &plan.datasets).map(|set| v1::DatasetSummary {
         // Examples of bad rows may quote them.
@@ -118,7 +118,7 @@ fn public(job: &v1::Job) -> v1::Job {
     }
 }
 
-/// Inputs are named by content once they are uploaded; a path that is left keeps its last part only.
+/// Reduces local paths to their last part. Uploaded inputs are named by content and stay as they are.
 fn without_paths(mut spec: v1::JobSpec) -> v1::JobSpec {
     let shorten = |text: &mut String| {
         let is_path = !["input:", "model:", "job:"].iter().any(|scheme| text.starts_with(scheme));

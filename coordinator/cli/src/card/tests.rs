@@ -90,7 +90,7 @@ fn a_card_claims_no_more_of_its_rows_than_is_known() {
         "{}",
         told(&made)
     );
-    // A set that was given may share prompts with any other.
+    // A set that the job names may share prompts with any other.
     let data = made.job.spec.as_mut().unwrap().data.as_mut().unwrap();
     data.evaluation.get_or_insert_default().prompts = data.prompts.clone();
     let given = told(&made);
@@ -193,8 +193,8 @@ fn hostile_names_add_nothing_to_the_card() {
                 .collect::<Vec<_>>()
         };
         assert_eq!(without(keys(&found)), without(keys(&plain)), "{card}");
-        assert!(found.get("base_model").is_none(), "it is no name of a repository: {hostile:?}");
-        // Outside of the settings, which stand in a fence.
+        assert!(found.get("base_model").is_none(), "it is not a repository name: {hostile:?}");
+        // Everything but the settings, which are in a fenced block.
         let (above, rest) = card.split_once("\n## Settings\n").unwrap();
         assert!(
             !above.contains("<script") && !above.contains("](javascript") && !above.contains("\u{202e}"),

@@ -1,4 +1,4 @@
-//! Jobs by what a user types: an id, a prefix of one, or a name.
+//! Finds jobs by what a user types: an id, a prefix of one, or a name.
 
 use anyhow::{Result, bail};
 use foil_proto::v1;
@@ -7,12 +7,12 @@ use super::Client;
 
 /// Number of jobs named for an ambiguous prefix.
 const AMBIGUOUS_SHOWN: usize = 5;
-/// Minimum prefix of an id for commands that change a job. A shorter one may be a slip that matches the only
-/// job.
+/// Minimum length of an id prefix for commands that change a job. A shorter prefix may be a typo that happens
+/// to match the only job.
 const MIN_PREFIX: usize = 4;
 
 impl Client {
-    /// Finds a job by id, by a prefix of its id, or the newest of a name.
+    /// Finds a job by id, by a prefix of its id, or by name (its newest job).
     pub(crate) async fn find(&self, text: &str) -> Result<v1::Job> {
         if let Some(job) = self.try_get(text).await? {
             return self.complete(job).await;

@@ -21,7 +21,7 @@ use crate::{problem, stdout, traceparent};
 const DEADLINE: Duration = Duration::from_secs(20);
 /// Retry timeout of an unavailable coordinator: longer than a failover.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(15);
-/// Retry timeout of requests that the coordinator puts off.
+/// Retry timeout of requests that the coordinator defers.
 const PUT_OFF_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time before a note says that the coordinator does not answer yet.
 const QUIET_PERIOD: Duration = Duration::from_secs(1);
@@ -29,7 +29,7 @@ const QUIET_PERIOD: Duration = Duration::from_secs(1);
 const FAILOVER_TIMEOUT: Duration = Duration::from_secs(4);
 /// Maximum number of jobs of a page.
 const PAGE_SIZE: u32 = 1000;
-/// Submitting reads and splits all of a job's data.
+/// Deadline of a submission, which reads and splits all of a job's data.
 const SUBMIT_DEADLINE: Duration = Duration::from_secs(600);
 
 #[derive(Debug, Clone)]
@@ -77,7 +77,7 @@ impl Client {
         self.complete(job).await
     }
 
-    /// Fetches by page the parts that were too large for one message.
+    /// Fetches page by page the parts that were too large for one message.
     pub(crate) async fn complete(&self, mut job: v1::Job) -> Result<v1::Job> {
         for part in std::mem::take(&mut job.omitted) {
             match part.as_str() {
@@ -139,7 +139,7 @@ impl Client {
         }
     }
 
-    /// The job as far as one message has it; none if there is no such job.
+    /// The job, limited to what fits in one message. `None` if it does not exist.
     pub(crate) async fn try_get(&self, id: &str) -> Result<Option<v1::Job>> {
         let request = v1::GetJobRequest { id: id.to_owned() };
         let answer =
@@ -304,7 +304,7 @@ impl Client {
             if let Some(wait) = rpc::retry_after(status) {
                 return began.elapsed() + wait < deadline.min(PUT_OFF_TIMEOUT);
             }
-            // Another coordinator may have a certificate that is right.
+            // Another coordinator may have a valid certificate.
             let may_pass = has_others || !rpc::failed_handshake(status);
             rpc::is_unavailable(status) && may_pass && began.elapsed() < RETRY_TIMEOUT
         };

@@ -28,14 +28,14 @@ pub(super) enum ConfigCommand {
     List(ListContextsArgs),
     /// Shows the settings in force, and where each comes from.
     View(Box<ViewArgs>),
-    /// Makes a context the current one, which commands use if they name none.
+    /// Makes a context the current one, which commands use by default.
     Use {
         #[arg(value_name = "CONTEXT")]
         name: String,
     },
-    /// Makes a context or changes it. Settings that are not given stay as they are.
+    /// Creates or changes a context. Settings that are not given are kept.
     Set(SetArgs),
-    /// Deletes a context. The files that it names stay.
+    /// Deletes a context. The files that it names are kept.
     Delete {
         #[arg(value_name = "CONTEXT")]
         name: String,
@@ -56,8 +56,8 @@ pub(super) struct ViewArgs {
     pub(super) client: ClientArgs,
 }
 
-/// The options of [`ClientArgs`], but without environment variables, which would be written to the file
-/// unasked.
+/// The options of [`ClientArgs`], but without environment variables, which would end up in the file
+/// unintentionally.
 #[derive(Debug, Args)]
 pub(super) struct SetArgs {
     /// Name of the context: letters, digits, '-', '_' and '.'.
@@ -78,7 +78,7 @@ pub(super) struct SetArgs {
     /// File of the bearer token.
     #[arg(long, value_name = "FILE")]
     pub(super) token_file: Option<PathBuf>,
-    /// Tenant whose jobs `foil list` shows; only an admin may name another one than his own.
+    /// Tenant whose jobs `foil list` shows; only an admin may name a tenant other than their own.
     #[arg(long, value_name = "NAME")]
     pub(super) tenant: Option<String>,
     /// Removes a setting; may be repeated.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::file::ConfigFile;
 use crate::client_args::ClientArgs;
 
-/// Where a coordinator of this machine listens by default.
+/// URL at which a coordinator on this machine listens by default.
 const DEFAULT_URL: &str = "http://127.0.0.1:7070";
 
 /// The settings in force.
@@ -39,7 +39,8 @@ impl ClientArgs {
 }
 
 impl Connection {
-    /// Combines what the command line and the environment give with the context that they, or the file, name.
+    /// Combines the settings of the command line and the environment with the context that they, or the file,
+    /// name.
     pub(crate) fn resolve(args: &ClientArgs, file: &ConfigFile) -> Result<Self> {
         let name = args.context.clone().or_else(|| file.content.current_context.clone());
         let context =
@@ -63,7 +64,7 @@ impl Connection {
             given.clone().or(told)
         };
         let tls_ca = either("tls-ca", &args.tls.tls_ca, context.tls_ca);
-        // A certificate and another one's key fit nothing.
+        // Both come from the same source: a certificate does not work with another one's key.
         let (cert, key) = match args.tls.tls_cert.is_some() {
             true => (None, None),
             false => (context.tls_cert, context.tls_key),
@@ -130,12 +131,12 @@ impl Connection {
     }
 }
 
-/// Which settings the command line and the environment give: by name, the option or the variable.
+/// The settings that the command line and the environment give: the option or variable of each, by name.
 #[derive(Debug, Default)]
 pub(crate) struct Given(BTreeMap<String, String>);
 
 impl Given {
-    /// Those of the innermost subcommand.
+    /// Collects the settings given to the innermost subcommand.
     pub(crate) fn new(matches: &ArgMatches, command: &clap::Command) -> Self {
         if let Some((name, inner)) = matches.subcommand()
             && let Some(command) = command.find_subcommand(name)

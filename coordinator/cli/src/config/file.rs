@@ -46,7 +46,7 @@ impl Context {
         [&mut self.tls_ca, &mut self.tls_cert, &mut self.tls_key, &mut self.token_file].into_iter().flatten()
     }
 
-    /// Names of the settings that it lacks although others need them.
+    /// Refuses a context that lacks a setting that another one needs.
     pub(crate) fn check(&self) -> Result<()> {
         match (&self.tls_cert, &self.tls_key) {
             (Some(_), None) => bail!("tls-cert needs tls-key, the certificate's private key"),
@@ -78,7 +78,7 @@ impl ConfigFile {
             |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         match path(variable) {
             Some(path) => Self::read(path),
-            // Without a home there are no contexts.
+            // Without a home directory there are no contexts.
             None => Ok(Self { path: PathBuf::new(), content: Content::default() }),
         }
     }
@@ -113,7 +113,7 @@ impl ConfigFile {
         Ok(Self { path, content })
     }
 
-    /// Writes the file, which only its owner may read: it tells where secrets lie.
+    /// Writes the file, readable only by its owner: it shows where secrets are stored.
     pub(super) fn save(&self) -> Result<()> {
         let Self { path, content } = self;
         if path.as_os_str().is_empty() {
@@ -191,7 +191,7 @@ mod tests {
         let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&file.path), mode(file.path.parent().unwrap())), (0o600, 0o700));
         assert_eq!(ConfigFile::read(file.path.clone()).unwrap().content, file.content);
-        assert_eq!(file.path.parent().unwrap().read_dir().unwrap().count(), 1, "no part is left");
+        assert_eq!(file.path.parent().unwrap().read_dir().unwrap().count(), 1, "no temporary file is left");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `foil config`: contexts, named sets of connection settings, as those of kubectl.
+//! `foil config`: contexts, named sets of connection settings like those of kubectl.
 
 mod args;
 mod connection;
@@ -114,7 +114,7 @@ fn view(args: &ViewArgs, file: &ConfigFile, given: &Given) -> Result<()> {
     told(&report::align(&rows))
 }
 
-/// Makes or changes a context. The first one becomes the current one.
+/// Creates or changes a context. The first one becomes the current one.
 fn set(args: &SetArgs, file: &mut ConfigFile) -> Result<()> {
     let is_new = !file.content.contexts.contains_key(&args.name);
     let mut context = file.content.contexts.get(&args.name).cloned().unwrap_or_default();

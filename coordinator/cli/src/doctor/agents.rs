@@ -1,4 +1,4 @@
-//! The agents: connected, excluded, their versions, and their free devices.
+//! Checks of the agents: connections, exclusions, versions, and free devices.
 
 use std::collections::BTreeMap;
 
@@ -11,10 +11,10 @@ use crate::client::Client;
 use crate::workers;
 
 const CHECK: &str = "agents";
-/// Number of agents that are named.
+/// Maximum number of agents named in a message.
 const NAMED: usize = 5;
 
-/// Asks the leader.
+/// Judges the agents that the leader lists.
 pub(super) async fn check(client: &Client) -> Vec<Finding> {
     match workers::agents(client).await {
         Ok(agents) => findings(&agents),
@@ -42,7 +42,7 @@ fn findings(agents: &[v1::Agent]) -> Vec<Finding> {
     findings
 }
 
-/// Free and all devices, by kind.
+/// Free and total devices, by kind.
 fn devices(agents: &[&v1::Agent]) -> String {
     let mut kinds: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
     for device in agents.iter().flat_map(|agent| &agent.devices) {
@@ -80,7 +80,8 @@ fn excluded(agents: &[&v1::Agent]) -> Option<Finding> {
     ))
 }
 
-/// Versions that differ from this program's, which is compared with the coordinator's elsewhere.
+/// Warns of agents whose version differs from this program's. The coordinator's version is compared
+/// elsewhere.
 fn versions(agents: &[&v1::Agent]) -> Option<Finding> {
     let others: Vec<&v1::Agent> = agents.iter().copied().filter(|agent| agent.version != VERSION).collect();
     let first = others.first()?;

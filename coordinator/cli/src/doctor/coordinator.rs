@@ -1,4 +1,4 @@
-//! The coordinators: reached, who leads, their version, and their clock against this machine's.
+//! Checks of the coordinators: reachability, leadership, versions, and clocks compared with this machine's.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -15,9 +15,9 @@ use crate::problem;
 
 const CHECK: &str = "coordinator";
 const DEADLINE: Duration = Duration::from_secs(10);
-/// The date of an answer is told in whole seconds.
+/// Clock skew that is tolerated: the date of an answer has whole seconds.
 const TOLERATED_SKEW: Duration = Duration::from_secs(5);
-/// With such a skew certificates and tokens of one machine are not valid on the other.
+/// Clock skew at which certificates and tokens of one machine are not valid on the other.
 const BAD_SKEW: Duration = Duration::from_secs(60);
 
 /// Answer of one coordinator.
@@ -26,16 +26,16 @@ pub(super) struct Answer {
     url: String,
     outcome: Result<(), Status>,
     took: Duration,
-    /// When the answer came, by this machine's clock.
+    /// Time of arrival, by this machine's clock.
     at: SystemTime,
-    /// The same by the coordinator's clock.
+    /// Time of the answer, by the coordinator's clock.
     date: Option<SystemTime>,
     /// Version and build.
     version: Option<String>,
 }
 
 impl Answer {
-    /// Whether a coordinator answered, also if it only stands by or refuses this client.
+    /// Whether a coordinator answered, even if it is a standby or refuses this client.
     pub(super) fn is_reached(&self) -> bool {
         self.date.is_some()
     }
@@ -45,7 +45,7 @@ impl Answer {
     }
 }
 
-/// Asks each coordinator by itself: one of several that is gone is not noticed otherwise.
+/// Asks each coordinator separately, so that an unreachable one among several is noticed.
 pub(super) async fn ask_all(connection: &Connection) -> Vec<Answer> {
     let mut answers = Vec::new();
     for url in &connection.urls {
@@ -82,7 +82,7 @@ async fn ask(url: &str, connection: &Connection) -> Answer {
     }
 }
 
-/// Judges the answers; a standby is as good as a leader, if there is one.
+/// Judges the answers. A standby is as good as a leader, if some coordinator leads.
 pub(super) fn findings(answers: &[Answer]) -> Vec<Finding> {
     let mut findings: Vec<Finding> = answers.iter().map(reached).collect();
     let leads = answers.iter().any(Answer::leads);

@@ -8,7 +8,7 @@ pub(super) enum Level {
     Ok,
     /// Not checked.
     Skip,
-    /// Works, but not well or not for long.
+    /// Works, but poorly or not for long.
     Warn,
     Fail,
 }

@@ -1,4 +1,4 @@
-//! This machine: disk, descriptors, ports, shared memory.
+//! Checks of this machine: disk, descriptors, ports, shared memory.
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -12,16 +12,16 @@ use tokio::net::TcpListener;
 use super::finding::Finding;
 
 const GIB: u64 = 1 << 30;
-/// With less room a checkpoint of a small model may not fit.
+/// With less free space, a checkpoint of a small model may not fit.
 const SCARCE_BYTES: u64 = 5 * GIB;
-/// With less room the log itself may not fit.
+/// With less free space, the log itself may not fit.
 const NO_BYTES: u64 = GIB / 4;
-/// NCCL's buffers between the GPUs of a host; containers often have 64 MiB.
+/// Shared memory for NCCL's buffers between the GPUs of a host; containers often have 64 MiB.
 const SHARED_MEMORY_BYTES: u64 = GIB;
-/// Connections of a coordinator that a small limit of descriptors would cut.
+/// Number of connections of a coordinator that the limit of descriptors should allow.
 const CONNECTIONS: usize = 4096;
 
-/// Room of a file system.
+/// Free space of a file system.
 #[derive(Debug, Clone, Copy)]
 struct Room {
     total: u64,
@@ -32,7 +32,7 @@ struct Room {
 }
 
 fn room(path: &Path) -> io::Result<Room> {
-    // A directory that is made later lies where its nearest parent does.
+    // A directory that does not exist yet will be on the file system of its nearest parent.
     let existing = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     let found = statvfs(existing)?;
     let block = found.fragment_size();
@@ -93,7 +93,8 @@ fn judge_descriptors(limit: u64) -> Finding {
     }
 }
 
-/// The address of a coordinator-to-be. `answered` by a coordinator: then it may be the one that listens.
+/// Checks the address that a coordinator is to listen on. If a coordinator has `answered`, it may be the one
+/// that listens there.
 pub(super) async fn port(address: SocketAddr, answered: bool) -> Finding {
     judge_port(address, TcpListener::bind(address).await.map(drop), answered)
 }

@@ -1,4 +1,4 @@
-//! `foil doctor`: checks what a coordinator, an agent or a client needs, and says what to do.
+//! `foil doctor`: checks what a coordinator, an agent or a client needs, and suggests fixes.
 
 mod agents;
 mod coordinator;
@@ -42,16 +42,17 @@ pub(crate) struct DoctorArgs {
     /// Address that `foil serve` is to listen on.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7070", value_parser = listen::address)]
     listen: SocketAddr,
-    /// Kind of device that ranks on this machine are to compute on.
+    /// Kind of device that ranks on this machine will use.
     #[arg(long, value_enum, value_name = "DEVICE")]
     device: Option<Device>,
-    /// Also run `foil-check-gpus`: NCCL's sums on every number of GPUs, which takes them for about a minute.
+    /// Also run `foil-check-gpus`: NCCL sums on every number of GPUs, which occupies them for about a
+    /// minute.
     #[arg(long)]
     gpus: bool,
-    /// The agent's program. Default: foil-worker beside this program, or in PATH
+    /// The agent's program. Default: foil-worker next to this program, or in PATH
     #[arg(long, value_name = "PATH")]
     worker: Option<PathBuf>,
-    /// Directory of agents' files. Default: the system's temporary directory
+    /// Directory for the agents' files. Default: the system's temporary directory
     #[arg(long, value_name = "DIR")]
     work_dir: Option<PathBuf>,
     #[command(flatten)]

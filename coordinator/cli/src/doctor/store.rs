@@ -1,4 +1,4 @@
-//! The store: create once, read, delete, and how long they take.
+//! Checks of the store: create once, read and delete, and how long each takes.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -98,7 +98,7 @@ fn judge(location: &str, tried: Result<Times, StoreError>) -> Finding {
     }
 }
 
-/// Prompts, completions and weights are for the owner alone.
+/// Checks that only the owner can read the prompts, completions and weights in the directory.
 fn privacy(directory: &Path) -> Option<Finding> {
     let mode = directory.metadata().ok()?.permissions().mode() & 0o777;
     (mode & 0o077 != 0).then(|| {

@@ -1,4 +1,4 @@
-//! Files of TLS: readable, a pair, private, and not about to expire.
+//! Checks of TLS files: readable, a matching pair, private, and not about to expire.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::finding::Finding;
 
-/// A certificate that expires sooner is warned of.
+/// Remaining validity below which a certificate causes a warning.
 const SOON: Duration = Duration::from_secs(30 * 86_400);
 
 /// Checks a CA file, a certificate chain and its key, as far as they are named.

@@ -1,4 +1,4 @@
-//! The agent's program, its libtorch, and GPUs.
+//! Checks of the agent's program, its libtorch, and GPUs.
 
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
@@ -11,9 +11,9 @@ use tokio::process::Command;
 use super::finding::Finding;
 use crate::client_args::Device;
 
-/// Loading libtorch with CUDA from a slow disk takes a while.
+/// Timeout of a program. Loading libtorch with CUDA from a slow disk takes a while.
 const TIMEOUT: Duration = Duration::from_secs(120);
-/// `foil-check-gpus` has limits of its own for each group of ranks.
+/// Timeout of `foil-check-gpus`, which has separate limits for each group of ranks.
 const GPUS_TIMEOUT: Duration = Duration::from_secs(1800);
 const PROGRAM: &str = "foil-worker";
 

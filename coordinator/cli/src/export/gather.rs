@@ -1,4 +1,4 @@
-//! The data of a report, as the coordinator gives it, within bounds: a report is one file that a browser
+//! Gathers the data of a report from the coordinator, within bounds: a report is one file that a browser
 //! holds in memory.
 
 use anyhow::Result;
@@ -8,20 +8,20 @@ use foil_proto::v1::{self, CompletionSet};
 
 use crate::client::Client;
 
-/// Points of the curves of all phases together, and the bounds of those of one.
+/// Maximum number of curve points of all phases together, and the bounds for one phase.
 const ALL_POINTS: usize = 20_000;
 const PHASE_POINTS: (usize, usize) = (20, 500);
 const TEXT_BYTES: u32 = 4096;
-/// Rows whose completions of the last round have their tokens.
+/// Number of rows whose completions of the last round include their tokens.
 const DETAILED_ROWS: usize = 20;
 const PAGE_ROWS: u32 = 100;
-/// Pages of the timeline.
+/// Maximum number of pages of the timeline.
 const TIMELINE_PAGES: usize = 5;
 
-/// How much a report has of a run.
+/// How much of a run a report includes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Extent {
-    /// Prompts of each set.
+    /// Number of prompts of each set.
     pub(super) prompts: u32,
     /// Whether a page shows more than the tables of rounds.
     pub(super) with_page: bool,
@@ -64,7 +64,7 @@ pub(super) fn report(title: &str, runs: Vec<v1::RunReport>) -> v1::Report {
     v1::Report { version: VERSION.to_owned(), generated_at, title: title.to_owned(), runs }
 }
 
-/// A job without the objects of its artifacts, which are many and of no use without the store.
+/// A job without the objects of its artifacts, which are numerous and useless without the store.
 fn slim(mut job: v1::Job) -> v1::Job {
     job.artifacts.iter_mut().for_each(|artifact| artifact.objects.clear());
     job
@@ -153,7 +153,7 @@ async fn completions(
     }
 }
 
-/// The tokens of the first rows' completions in the last round, one of each row.
+/// The tokens of the first rows' completions in the last round, one per row.
 async fn details(
     client: &Client,
     id: &str,

@@ -1,4 +1,4 @@
-//! The web UI's page with its data in it.
+//! The web UI's page with its data embedded.
 
 use anyhow::{Context, Result};
 use base64::Engine as _;
@@ -7,14 +7,14 @@ use foil_coordinator::web::assets::{APP_CSS, APP_JS, INDEX_HTML};
 use foil_proto::v1;
 use ring::digest::{SHA256, digest};
 
-/// Parts of the page that a report replaces, each there once.
+/// Parts of the page that a report replaces. Each occurs once.
 const HEAD: &str = "<head>";
 const STYLE: &str = r#"<link rel="stylesheet" href="/app.css">"#;
 const SCRIPT: &str = r#"<script src="/app.js" defer></script>"#;
 const DATA: &str = "<!--foil-report-->";
 
-/// One file that opens without a network. Its policy lets only its own script and style run: a text of a
-/// completion is data, whatever it says.
+/// One file that opens without a network. Its content security policy allows only its own script and style,
+/// so that a completion's text is always data.
 pub(super) fn page(report: &v1::Report) -> Result<String> {
     let data = escaped(&serde_json::to_string(report)?);
     let policy = format!(
@@ -22,7 +22,7 @@ pub(super) fn page(report: &v1::Report) -> Result<String> {
         hash(APP_JS),
         hash(APP_CSS)
     );
-    // From the end to the start, so that nothing is looked for in what was put in.
+    // From the end to the start, so that inserted text is never searched.
     let (rest, tail) = split(INDEX_HTML, SCRIPT)?;
     let (rest, between) = split(rest, DATA)?;
     let (rest, body) = split(rest, STYLE)?;
@@ -68,7 +68,7 @@ fn escaped(json: &str) -> String {
     text
 }
 
-/// A source of a content security policy that lets this content alone be used.
+/// A content security policy source that allows this content alone.
 pub(crate) fn hash(content: &str) -> String {
     format!("sha256-{}", STANDARD.encode(digest(&SHA256, content.as_bytes())))
 }
@@ -103,7 +103,7 @@ mod tests {
         let data = between(&page, "id=\"foil-report\">", "</script>");
         assert!(!data.contains(['<', '>', '&', '\u{2028}']), "{data}");
         let read: v1::Report = serde_json::from_str(data).unwrap();
-        assert_eq!(read, report(), "the data is whole");
+        assert_eq!(read, report(), "the data is complete");
         assert_eq!(page.matches("<script").count() - APP_JS.matches("<script").count(), 2);
         assert_eq!(page.matches("</script").count(), 2);
     }

@@ -26,19 +26,19 @@ const MAX_RUNS: usize = 64;
 
 #[derive(Debug, Args)]
 pub(crate) struct ReportArgs {
-    /// Jobs, by id, by a prefix of it or by name, and directories of runs, also in progress. Those of one
-    /// name are an arm of an experiment, whose runs differ by their seeds; ARM=JOB or ARM=DIR names
-    /// another arm.
+    /// Jobs, by id, by a prefix of it or by name, and directories of runs, including runs in progress. Those
+    /// with the same name form an arm of an experiment, whose runs differ by their seeds; ARM=JOB or ARM=DIR
+    /// names another arm.
     #[arg(value_name = "[ARM=]JOB|DIR", required = true, value_parser = job_or_directory)]
     what: Vec<String>,
-    /// Directory of the files: report.html; rounds.md, rounds.csv, rounds.tex, and arms.csv for several
-    /// runs.
+    /// Output directory of the files: report.html; rounds.md, rounds.csv, rounds.tex, and arms.csv for
+    /// several runs.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Formats, separated by commas. html is one file with everything in it.
     #[arg(long = "format", value_enum, value_name = "FORMAT", value_delimiter = ',', default_value = "html")]
     formats: Vec<Format>,
-    /// Prompts of each set whose completions the page has, the first ones.
+    /// Number of prompts of each set, from the first on, whose completions the page shows.
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(0..=5000))]
     prompts: u32,
     /// Title of the page.
@@ -54,7 +54,7 @@ pub(crate) enum Format {
     Html,
     /// Tables in Markdown.
     Md,
-    /// All metrics, a line each, and their means over seeds.
+    /// All metrics, one per line, and their means over seeds.
     Csv,
     /// Tables in LaTeX, for booktabs.
     Latex,
@@ -117,7 +117,7 @@ fn arm(what: &str) -> (Option<&str>, &str) {
     }
 }
 
-/// A directory's name, without the folders of this machine that it is in.
+/// A directory's name, without its parent folders.
 fn folder(directory: &Path) -> String {
     let whole = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
     whole.file_name().unwrap_or_default().to_string_lossy().into_owned()
@@ -161,7 +161,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::report::tests::{finished_job, metric};
 
-    /// Runs of two arms, of which the first has three seeds.
+    /// Runs of two arms. The first has three seeds.
     pub(super) fn runs() -> Vec<v1::RunReport> {
         let run = |arm: &str, seed: u32, gold: f64| {
             let mut job = finished_job();

@@ -15,11 +15,11 @@ const Z: f64 = 1.96;
 pub(super) struct Estimate {
     pub(super) runs: usize,
     pub(super) mean: f64,
-    /// Half the width of the 95 % interval by Student's t; none of one run.
+    /// Half the width of the 95 % interval by Student's t; `None` for a single run.
     pub(super) half_width: Option<f64>,
 }
 
-/// None without values.
+/// The mean of `values`; `None` if there are none.
 pub(super) fn over_runs(values: &[f64]) -> Option<Estimate> {
     let moments: Moments = values.iter().copied().collect();
     let t = |freedom: usize| match freedom {

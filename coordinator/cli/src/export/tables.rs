@@ -151,7 +151,7 @@ fn arm_cells(runs: &[v1::RunReport], between: &str) -> Vec<Vec<String>> {
     cells
 }
 
-/// How a run is named over its table.
+/// The heading above a run's table.
 fn title(run: &v1::RunReport, job: &v1::Job) -> String {
     format!("{}, seed {}, {} (job {})", run.arm, seed(run), state_name(job), job.id)
 }
@@ -239,7 +239,7 @@ fn latex_text(text: &str) -> String {
             '^' => escaped.push_str("\\textasciicircum{}"),
             '±' => escaped.push_str("$\\pm$"),
             '–' => escaped.push_str("--"),
-            // A cell that begins so would be an argument of the line before it.
+            // At the start of a cell, it would begin an argument of the line before.
             '[' => escaped.push_str("{[}"),
             control if control.is_control() => escaped.push(' '),
             other => escaped.push(other),

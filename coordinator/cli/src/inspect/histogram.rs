@@ -13,10 +13,11 @@ const HEIGHT: f64 = 150.0;
 const SIDE: f64 = 6.0;
 const TOP: f64 = 20.0;
 const BOTTOM: f64 = 20.0;
-/// About the width of a character of a label.
+/// Approximate width of a character in a label.
 const CHARACTER: f64 = 6.0;
 
-/// A card with the histogram. Bars beyond the budget, and the budget itself, are told by color and by words.
+/// A card with the histogram. Bars beyond the budget, and the budget itself, are marked by color and in
+/// words.
 pub(super) fn card(measured: &Measured) -> String {
     let Measured { what, lengths, histogram } = measured;
     let said = said(lengths);
@@ -98,7 +99,7 @@ fn drawing(what: &str, said: &str, histogram: &Histogram, lengths: &Lengths) -> 
     let line = (budget <= end).then(|| budget_line(place(budget), lengths));
     let rows = if most == 1 { counted(most, "row") } else { format!("{} rows", grouped(most)) };
     let taken = SIDE + rows.chars().count() as f64 * CHARACTER;
-    // The count of the highest bar has the side that the budget's label leaves.
+    // The count of the highest bar is on the side that the budget's label leaves free.
     let (x, anchor) = match &line {
         Some((from, _)) if *from < taken + CHARACTER => (WIDTH - SIDE, "end"),
         _ => (SIDE, "start"),
@@ -112,7 +113,7 @@ fn label_at(x: f64, y: f64, anchor: &str, class: &str, label: &str) -> String {
     format!("<text class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{label}</text>")
 }
 
-/// The dashed line of the budget at `x` and its label; about where both begin, too.
+/// The dashed line of the budget at `x` with its label, and approximately where they begin.
 fn budget_line(x: f64, lengths: &Lengths) -> (f64, String) {
     let budget = grouped(lengths.budget);
     let label = match lengths.is_shared {

@@ -8,9 +8,10 @@ use foil_common::text::inspect::Lengths;
 use foil_coordinator::resolve::local::{LocalSet, Rows};
 use serde::Serialize;
 
-/// The most bars of a histogram.
+/// Maximum number of bars of a histogram.
 const BARS: usize = 40;
-/// The last length with a bar of its own, in budgets: one row of a megabyte would flatten all others.
+/// Length up to which a histogram has bars, in budgets. A bar for one row of a megabyte would flatten all
+/// others.
 const BUDGETS: usize = 4;
 
 /// Lengths in tokens, before truncation.
@@ -32,7 +33,8 @@ impl Measured {
         Self { what, lengths, histogram }
     }
 
-    /// Prompts, one a row. A prompt is cut if it is beside any of its row's responses, as submission counts.
+    /// Prompts, one per row. As at submission, a prompt counts as cut if it is cut with any of its row's
+    /// responses.
     pub(super) fn prompts(prompts: &[usize], responses: &[&[usize]], limits: Limits) -> Self {
         let is_cut = |(row, prompt): (usize, &usize)| {
             let mut kept = responses.iter().map(|responses| limits.fit(*prompt, responses[row]).0);
@@ -42,7 +44,7 @@ impl Measured {
         Self::new("prompts", prompts, limits, limits.prompt, prompts.len() - cut)
     }
 
-    /// Responses, one a row, to prompts of these lengths.
+    /// Responses, one per row, to prompts of these lengths.
     pub(super) fn responses(
         what: &'static str,
         prompts: &[usize],
@@ -55,7 +57,7 @@ impl Measured {
     }
 }
 
-/// The tokens that each pair's two responses keep beside their prompt.
+/// The tokens that each pair's two responses keep next to their prompt.
 pub(super) fn kept(
     prompts: &[usize],
     chosen: &[usize],
@@ -70,8 +72,8 @@ pub(super) fn kept(
         .collect()
 }
 
-/// Counts of lengths: bar `i` counts those from `i * width` on, below `(i + 1) * width`. `beyond` counts
-/// those that are far beyond the budget and in no bar.
+/// Counts of lengths: bar `i` counts lengths in `i * width..(i + 1) * width`. `beyond` counts lengths far
+/// beyond the budget, which have no bar.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Histogram {
     pub(super) width: usize,
@@ -106,10 +108,10 @@ impl Histogram {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(super) struct Repetitions {
     pub(super) distinct_prompts: usize,
-    /// Rows whose prompt an earlier row has.
+    /// Rows whose prompt occurs in an earlier row.
     pub(super) repeated_prompts: usize,
     pub(super) responses: usize,
-    /// Responses that an earlier row gives too, to whatever prompt.
+    /// Responses that occur in an earlier row, whatever its prompt.
     pub(super) repeated_responses: usize,
 }
 
@@ -143,7 +145,7 @@ pub(super) struct Overlap {
     pub(super) prompts: usize,
 }
 
-/// The shared prompts of every two sets that share some.
+/// The shared prompts of each two sets that share any.
 pub(super) fn overlaps(sets: &[LocalSet]) -> Vec<Overlap> {
     fn keys<T: Row>(rows: &[T]) -> HashSet<PromptKey> {
         rows.iter().map(|row| row.prompt().key()).collect()

@@ -72,7 +72,7 @@ fn write(args: &InspectArgs, inspection: &Inspection) -> Result<Vec<PathBuf>> {
     Ok(written)
 }
 
-/// A job's data as text, as JSON and as what a page shows, and the warnings of submission.
+/// A job's data as text, as JSON and as page content, and the warnings of submission.
 struct Inspection {
     text: String,
     value: Value,
@@ -190,7 +190,7 @@ fn describe(job: &spec::Job, rows: usize, scan: bool) -> Result<Inspection> {
 
 fn model_report(role: &'static str, name: &str, encoder: &Encoder) -> ModelReport {
     let ids = [encoder.bos_id(), Some(encoder.eos_id()), encoder.pad_id().ok()];
-    // A path of this machine says nothing to others.
+    // A local path means nothing on other machines.
     let name = name.trim_end_matches('/').rsplit('/').next().unwrap_or(name).to_owned();
     ModelReport {
         role,
@@ -283,7 +283,7 @@ fn heading(local: &LocalInputs, set: &LocalSet) -> String {
     }
 }
 
-/// The files that the set was read from; none of one that was held out of another.
+/// The files that the set was read from; none for a set that was held out of another.
 fn files(local: &LocalInputs, set: &LocalSet) -> Vec<String> {
     let summary = local.summaries.iter().find(|summary| summary.name == set.name);
     let files = summary.into_iter().flat_map(|summary| &summary.files);
@@ -296,7 +296,7 @@ fn files(local: &LocalInputs, set: &LocalSet) -> Vec<String> {
         .collect()
 }
 
-/// How many of the set's rows come from each source, if that is not said by its files.
+/// How many of the set's rows come from each source, if its files do not already show that.
 fn sources(local: &LocalInputs, set: &LocalSet) -> Vec<String> {
     let summary = local.summaries.iter().find(|summary| summary.name == set.name);
     let sources = summary.map(|summary| summary.sources.as_slice()).unwrap_or_default();

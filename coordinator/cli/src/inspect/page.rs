@@ -17,9 +17,9 @@ use crate::card::escape::visible;
 use crate::export::html::hash;
 
 const OWN_CSS: &str = include_str!("page.css");
-/// The most tokens of all examples together: a browser lays out an element for each.
+/// Maximum number of tokens of all examples together: a browser lays out an element for each.
 const MOST_TOKENS: usize = 300_000;
-/// The most warnings that are shown.
+/// Maximum number of warnings that are shown.
 const MOST_WARNINGS: usize = 100;
 
 const LEGEND: &str = "<ul class=\"inspect-legend\">\
@@ -31,7 +31,8 @@ const LEGEND: &str = "<ul class=\"inspect-legend\">\
     <li><span class=\"token part\">&lt;0xE2&gt;</span> part of a character</li>\
     <li><span class=\"cut\">5 tokens cut</span> what the models never see</li></ul>";
 
-/// The page. Its policy lets nothing run and nothing load: a text of the data is text, whatever it says.
+/// The page. Its content security policy lets nothing run and nothing load, so that the data's text stays
+/// text.
 pub(super) fn page(inspection: &Inspection) -> Result<String> {
     let style = format!("{APP_CSS}\n{OWN_CSS}");
     let policy = format!(
@@ -61,7 +62,8 @@ pub(super) fn page(inspection: &Inspection) -> Result<String> {
     ))
 }
 
-/// Text that is no markup; controls and characters that reorder text are shown as symbols, line breaks kept.
+/// Escapes text so that it is not markup. Control characters and characters that reorder text become symbols;
+/// line breaks are kept.
 fn html(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for line in text.split_inclusive('\n') {

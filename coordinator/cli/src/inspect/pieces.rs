@@ -1,4 +1,4 @@
-//! Tokens as text that a person reads: what each adds to the decoded text, and special tokens by their names.
+//! Tokens as readable text: what each adds to the decoded text, or the name of a special token.
 
 use foil_common::text::inspect::RowView;
 use foil_common::text::{Encoder, TextError};
@@ -9,7 +9,7 @@ pub(super) struct Piece {
     pub(super) text: String,
     /// A special token.
     pub(super) is_special: bool,
-    /// One that adds no text of its own, such as a part of a character; `text` is its name.
+    /// Whether the token adds no text by itself, such as a part of a character; `text` is its name.
     pub(super) is_part: bool,
 }
 

@@ -80,7 +80,7 @@ impl Report<'_> {
         Ok(prompts)
     }
 
-    /// How well the lengths of responses, after truncation, tell chosen from rejected.
+    /// How well the lengths of responses, after truncation, distinguish chosen from rejected ones.
     fn length_accuracy(&mut self, prompts: &[usize], chosen: &[usize], rejected: &[usize]) {
         let accuracy = LengthAccuracy::of(&measure::kept(prompts, chosen, rejected, self.limits));
         self.lengths.insert("accuracy_of_length".to_owned(), json!(accuracy));

@@ -52,7 +52,7 @@ fn a_report_shows_every_set_with_tokens_and_lengths() {
     );
     let titles = |name: &str| set(name)["shown"][0]["title"].as_str().unwrap().to_owned();
     assert!(titles("golden").contains("golden.jsonl:") && titles("golden").ends_with("), golden"));
-    // One that was held out is where the others are.
+    // A row that was held out is in the same file as the others.
     assert!(titles("evaluation_preferences").contains("pairs.jsonl:"));
     let file = &golden["files"][0];
     assert_eq!((&file["format"], &file["bad_rows"]), (&json!("JSON lines"), &json!(1)));
@@ -93,8 +93,8 @@ fn a_page_opens_offline_and_shows_what_is_trained_on() {
         policy.starts_with("default-src 'none';") && policy.contains(&format!("style-src '{style}'")),
         "{policy}"
     );
-    // The row of golden answers, of two the other is held out, has a token at which the reward is read; the
-    // legend has one too.
+    // One of the two golden rows is held out. The other has a token at which the reward is read, and so does
+    // the legend.
     let golden = between(&page, "id=\"golden\"", "</section>");
     let examples = golden.matches("<details class=\"card example\"").count();
     assert_eq!((golden.matches("class=\"token read-reward").count(), examples), (2, 1), "{golden}");

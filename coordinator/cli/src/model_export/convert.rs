@@ -20,20 +20,20 @@ pub(super) struct Pass<'a> {
     pub(super) layout: &'a Layout,
     /// The hash that a file must have, if it is known.
     pub(super) expected: &'a dyn Fn(&Path) -> Option<String>,
-    /// Told the bytes that were read.
+    /// Called with the number of bytes that were read.
     pub(super) moved: &'a dyn Fn(u64),
     /// Whether to stop.
     pub(super) is_stopped: &'a dyn Fn() -> bool,
 }
 
-/// Stopped by a signal: what is written stays for the next time.
+/// Stopped by a signal. What is written is kept for the next attempt.
 #[derive(Debug, thiserror::Error)]
 #[error("stopped")]
 pub(super) struct Stopped;
 
 impl Pass<'_> {
-    /// Writes all shards into the work directory; those that are there already are not written again, but
-    /// what they were made of is still read and verified.
+    /// Writes all shards into the work directory. Existing shards are not written again, but their sources
+    /// are still read and verified.
     pub(super) fn run(&self, work: &mut Work) -> Result<Vec<ModelFile>> {
         let mut writer = Writer { layout: self.layout, shard: None, next: 0 };
         for file in &self.layout.files {
@@ -92,7 +92,7 @@ fn unfit_error(item: &Item, index: usize, value: f32) -> anyhow::Error {
     }
 }
 
-/// A file that is not what was trained.
+/// A file that differs from what was trained.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "{} has BLAKE3 {found}, but the one that was trained has {expected}: it is damaged or was changed. Pull the model again; if it \
@@ -130,7 +130,7 @@ impl Reader {
         Ok(&self.piece)
     }
 
-    /// Reads up to a byte: the header.
+    /// Reads and hashes the header, up to the byte `to`.
     fn skip(&mut self, to: u64) -> Result<()> {
         while self.at < to {
             self.read((to - self.at).min(PIECE as u64) as usize)?;
@@ -150,7 +150,7 @@ impl Reader {
 /// Writes one shard after the other.
 struct Writer<'a> {
     layout: &'a Layout,
-    /// The shard that is written; none of one that is there already.
+    /// The shard being written; `None` if it exists already.
     shard: Option<Open>,
     /// The number of shards that were begun.
     next: usize,
@@ -168,7 +168,7 @@ impl Writer<'_> {
         self.shard.is_some()
     }
 
-    /// Closes the shards before one and opens it. The one after the last only closes.
+    /// Closes the shards before `shard` and opens it. The number after the last shard only closes.
     fn turn_to(&mut self, shard: usize, work: &mut Work) -> Result<()> {
         while self.next <= shard {
             if let Some(open) = self.shard.take() {

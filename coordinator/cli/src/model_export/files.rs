@@ -1,4 +1,4 @@
-//! The files of an export beside its weights.
+//! The files of an export other than its weights.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ use super::numbers::format;
 use crate::card::{ModelFile, Provenance};
 use crate::local_file::write_atomic;
 
-/// Files of text and tokens that are carried along as they are.
+/// Text and tokenizer files that are copied unchanged.
 const TEXT: [&str; 9] = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -26,7 +26,7 @@ const TEXT: [&str; 9] = [
 ];
 const CONFIG: &str = "config.json";
 pub(super) const ADAPTER_CONFIG: &str = "adapter_config.json";
-/// The largest of these, a tokenizer.json.
+/// Maximum size of these files. The largest is tokenizer.json.
 const LIMIT: u64 = 256 << 20;
 
 /// Reads the small files of a model and writes those of its export.
@@ -43,7 +43,7 @@ impl Files<'_> {
         objects.iter().find(|object| object.path == name).map(|object| object.blake3.clone())
     }
 
-    /// Copies what belongs to text and tokens.
+    /// Copies the text and tokenizer files.
     pub(super) fn text(&self) -> Result<Vec<ModelFile>> {
         let names = TEXT.iter().filter(|name| self.from.join(name).is_file());
         names.map(|name| self.write(name, &self.read(name)?)).collect()
@@ -95,7 +95,7 @@ impl Files<'_> {
     pub(super) fn write(&self, name: &str, bytes: &[u8]) -> Result<ModelFile> {
         let path = self.to.join(name);
         write_atomic(&path, bytes)?;
-        // The rename that places the export must not come before its content.
+        // The rename that places the export must not reach the disk before its content.
         let synced = fs::File::open(&path).and_then(|file| file.sync_all());
         synced.with_context(|| format!("cannot write {}", path.display()))?;
         let blake3 = blake3::hash(bytes).to_hex().to_string();

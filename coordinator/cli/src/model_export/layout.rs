@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 
 use super::numbers::format;
 
-/// The most shards, by the five digits in their names.
+/// Maximum number of shards, given the five digits in their names.
 const MOST_SHARDS: usize = 99_999;
-/// Headers are padded so that the numbers behind them are aligned.
+/// Alignment of the numbers after a header, which is padded to it.
 const ALIGNMENT: usize = 8;
 
 /// A tensor as it is read and as it is written.
@@ -23,7 +23,7 @@ pub(super) struct Item {
     pub(super) from: Dtype,
     pub(super) to: Dtype,
     shape: Vec<usize>,
-    /// Its first byte in the file that it is read from, and their number.
+    /// Its first byte in the source file, and its number of bytes.
     pub(super) start: u64,
     pub(super) bytes: u64,
     written: u64,
@@ -41,7 +41,7 @@ pub(super) struct SourceFile {
 #[derive(Debug)]
 pub(super) struct Shard {
     pub(super) name: String,
-    /// With the length before it.
+    /// Preceded by its length.
     pub(super) header: Vec<u8>,
     pub(super) data: u64,
 }

@@ -40,14 +40,14 @@ pub(crate) struct ExportArgs {
     /// directory (runs/hh/policy@best), or a directory with a model.
     #[arg(value_name = "MODEL", value_parser = job_or_directory)]
     what: String,
-    /// Output directory. It appears when the export is complete; the same command continues with one that
-    /// was interrupted.
+    /// Output directory. It appears when the export is complete; the same command resumes an interrupted
+    /// export.
     #[arg(value_name = "DIR")]
     dir: PathBuf,
-    /// Number format of the weights, rounded to the nearest. Default: as they are
+    /// Number format of the weights, rounded to the nearest. Default: unchanged
     #[arg(long, value_enum, value_name = "FORMAT")]
     dtype: Option<ExportDtype>,
-    /// Largest file of weights; more become shards with an index.
+    /// Maximum size of a weights file; larger models are split into shards with an index.
     #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = size::bytes)]
     max_shard_size: u64,
     /// Only the LoRA adapter, in the layout of PEFT. Without it, the model with the adapter merged into it.
@@ -145,7 +145,7 @@ fn base_model(args: &ExportArgs, source: &Source) -> Result<String> {
     }
 }
 
-/// Downloads what is not here, converts it, and places the export. Returns a line about it.
+/// Downloads what is missing, converts it, and places the export. Returns a one-line summary.
 async fn make(
     args: &ExportArgs,
     source: &Source,
@@ -260,7 +260,7 @@ impl Job {
         }
     }
 
-    /// Writes what is beside the weights.
+    /// Writes everything but the weights.
     fn complete(&self, work: &Work, layout: &Layout, mut written: Vec<ModelFile>) -> Result<String> {
         let out = work.out();
         let files = Files { from: &self.from, to: &out, made: self.made.as_ref() };
@@ -283,8 +283,8 @@ impl Job {
         ))
     }
 
-    /// The model card, and what it says for programs. A model that Foil has not made keeps the card that it
-    /// has.
+    /// Writes the model card and its machine-readable counterpart. A model that Foil did not make keeps its
+    /// card.
     fn card(&self, files: &Files<'_>, written: &[ModelFile]) -> Result<()> {
         let readme = self.from.join(card::README);
         let Some(made) = &self.made else {

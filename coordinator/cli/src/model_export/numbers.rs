@@ -8,11 +8,11 @@ use safetensors::Dtype;
 /// A format to export in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ExportDtype {
-    /// 4 bytes a number: the weights as they were trained.
+    /// 4 bytes per number: the weights as they were trained.
     Fp32,
-    /// 2 bytes a number, with the range of fp32: for most uses.
+    /// 2 bytes per number, with the range of fp32: suits most uses.
     Bf16,
-    /// 2 bytes a number, for hardware without bf16. Numbers beyond ±65504 are refused.
+    /// 2 bytes per number, for hardware without bf16. Numbers beyond ±65504 are refused.
     Fp16,
 }
 
@@ -26,8 +26,7 @@ impl ExportDtype {
     }
 }
 
-/// The name of a format in config.json, and the size of its numbers. `None` for what is not a format of
-/// weights.
+/// The name of a format in config.json, and the size of its numbers. `None` if it is not a format of weights.
 pub(super) fn format(dtype: Dtype) -> Option<(&'static str, usize)> {
     match dtype {
         Dtype::F32 => Some(("float32", 4)),
@@ -40,7 +39,7 @@ pub(super) fn format(dtype: Dtype) -> Option<(&'static str, usize)> {
 /// A number that cannot be exported.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Unfit {
-    /// Its place among those that were given.
+    /// Its index among the given numbers.
     pub(super) index: usize,
     pub(super) value: f32,
 }
@@ -56,7 +55,7 @@ pub(super) struct Converter {
 }
 
 impl Converter {
-    /// Between two of fp32, bf16 and fp16.
+    /// A converter between two of fp32, bf16 and fp16.
     pub(super) fn new(from: Dtype, to: Dtype) -> Self {
         Self { from, to, wide: Vec::new(), brain: Vec::new(), half: Vec::new() }
     }
@@ -64,7 +63,7 @@ impl Converter {
     /// Appends the numbers in `bytes`, little-endian, to `converted`: rounded to the nearest, ties to even.
     ///
     /// # Errors
-    /// The first number that is not finite, before or after.
+    /// The first number that is not finite, before or after the conversion.
     pub(super) fn convert(&mut self, bytes: &[u8], converted: &mut Vec<u8>) -> Result<(), Unfit> {
         self.widen(bytes);
         if let Some(index) = self.wide.iter().position(|number| !number.is_finite()) {
@@ -140,7 +139,7 @@ mod tests {
         (0..infinity).map(|bits| (value(bits), bits)).collect()
     }
 
-    /// The bits of the value nearest to a number; of two as near, the one whose last bit is 0.
+    /// The bits of the value nearest to a number; of two equally near values, the one whose last bit is 0.
     fn nearest(values: &[(f64, u16)], number: f32) -> u16 {
         let size = f64::from(number.abs());
         let above = values.partition_point(|(value, _)| *value < size).min(values.len() - 1);
@@ -161,7 +160,7 @@ mod tests {
             let values = values(exponent);
             let largest = values.last().unwrap().0 as f32;
             let mut numbers = vec![0.0, -0.0, 1.0, f32::MIN_POSITIVE, 1e-45, largest, -largest];
-            // Halfway between neighbors, and what is next to it on either side.
+            // Halfway between neighbors, and the numbers next to it on either side.
             for _ in 0..2000 {
                 let at = rand::random_range(0..values.len() - 1);
                 let middle = ((values[at].0 + values[at + 1].0) / 2.0) as f32;

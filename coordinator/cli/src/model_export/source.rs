@@ -1,4 +1,4 @@
-//! The model to export: of a job on a coordinator, of a run's directory, or in a directory of its own.
+//! The model to export: from a job on a coordinator, from a run's directory, or in a separate directory.
 
 use std::path::{Path, PathBuf};
 

@@ -105,7 +105,7 @@ fn an_export_has_the_rounded_weights_and_the_files_of_text() {
         serde_json::from_slice(&fs::read(target.join("config.json")).unwrap()).unwrap();
     assert_eq!(config["torch_dtype"], "float16");
     assert!(target.join("chat_template.jinja").is_file() && !target.join("private.txt").exists());
-    // What it says of itself is true, and an export of it is verified again.
+    // Its provenance is correct, and an export of it is verified again.
     let again = Provenance::read(&target).unwrap().unwrap();
     for object in &again.artifact.objects {
         let content = fs::read(target.join(&object.path)).unwrap();
@@ -125,7 +125,7 @@ fn a_stopped_export_goes_on_to_the_same_files() {
     let job = job(from.path(), made);
     let whole = out.path().join("whole");
     run(&job, &whole, &|| false).unwrap();
-    // There are five pieces, of which the second ends the first shard.
+    // There are five pieces. The second ends the first shard.
     for stop in 0..5 {
         let target = out.path().join(format!("stopped-{stop}"));
         let asked = Cell::new(0);

@@ -1,5 +1,5 @@
-//! The directory that an export is made in: beside its target, so that it takes its place by one rename. An
-//! export that was interrupted continues in it.
+//! The work directory of an export: next to its target, so that one rename puts the export in place. An
+//! interrupted export resumes in it.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ const OUT: &str = "out";
 const SOURCE: &str = "source";
 /// Space that is left free.
 const SPARE: u64 = 16 << 20;
-/// Ends of the names of files that an export, or a tool that publishes one, writes.
+/// Endings of the names of files that an export, or a tool that publishes one, writes.
 const KNOWN: [&str; 8] =
     [".safetensors", ".json", ".jinja", ".txt", ".model", ".md", ".gitattributes", ".gguf"];
 
@@ -42,7 +42,7 @@ pub(super) struct Work {
 }
 
 impl Work {
-    /// Opens the work directory of a target. What is left there of another request is removed.
+    /// Opens the work directory of a target. Remains of another request are removed.
     pub(super) fn open(target: &Path, request: Value) -> Result<Self> {
         let whole =
             std::path::absolute(target).with_context(|| format!("cannot use {}", target.display()))?;
@@ -78,7 +78,7 @@ impl Work {
         Ok(work)
     }
 
-    /// Keeps the shards that are there as they were written.
+    /// Forgets the shards that are missing or differ from what was written.
     fn forget_damaged(&mut self) {
         let out = self.out();
         let is_whole = |shard: &ModelFile| {
@@ -119,7 +119,7 @@ impl Work {
         self.save()
     }
 
-    /// Refuses an export that its file system has no room for. `wanted` counts all of it.
+    /// Refuses an export that does not fit on its file system. `wanted` is its total size.
     pub(super) fn require_space(&self, wanted: u64) -> Result<()> {
         let there: u64 =
             self.state.shards.iter().map(|shard| shard.size).sum::<u64>() + size_of(&self.source());
@@ -173,8 +173,8 @@ fn require(wanted: u64, free: u64, target: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a target that holds something. With `force` an earlier export may be there, and nothing else: the
-/// directory is replaced.
+/// Refuses a target that is not empty. With `force`, it may hold an earlier export and nothing else, since
+/// the directory is replaced.
 pub(super) fn require_free(target: &Path, force: bool) -> Result<()> {
     let shown = target.display();
     if !target.is_dir() {
@@ -237,7 +237,7 @@ mod tests {
         }
         let path = work.out().join("b");
         drop(work);
-        // A shard that was damaged meanwhile is written again.
+        // A shard that was damaged in the meantime is written again.
         fs::write(path, "x").unwrap();
         let work = Work::open(&target, json!(1)).unwrap();
         assert!(work.finished("a").is_some() && work.finished("b").is_none());
@@ -247,7 +247,7 @@ mod tests {
         fs::write(work.out().join("c"), "c").unwrap();
         work.place(false).unwrap();
         assert_eq!(fs::read_to_string(target.join("c")).unwrap(), "c");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left next to it");
     }
 
     #[test]

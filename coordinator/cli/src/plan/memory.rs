@@ -24,7 +24,7 @@ pub(super) struct Kind {
 impl Memory {
     pub(super) fn of(job: &spec::Job, phases: &[Phase], policy: ModelShape, reward: ModelShape) -> Self {
         let estimator = Estimator::new(job, &policy, &reward);
-        // With `fsdp`, models that are not trained may be alone.
+        // With `fsdp`, models that are not trained may be in memory one at a time.
         let together = job.resources.sharding != Sharding::Fsdp;
         let kind = |name, estimate| Kind { name, estimate, other_activations: None };
         let checkpointing = job.resources.activation_checkpointing;

@@ -116,7 +116,7 @@ fn line(label: &str, kinds: &[Kind], cell: impl Fn(&Kind) -> String) -> Vec<Stri
     std::iter::once(label.to_owned()).chain(kinds.iter().map(cell)).collect()
 }
 
-/// Columns of equal width, the first to the left and numbers to the right.
+/// Columns of equal width, the first left-aligned and the numbers right-aligned.
 fn right_aligned(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width =
@@ -162,7 +162,7 @@ fn verdict(planned: &Planned, unit: Unit, size: u64) -> String {
     format!("does not fit {}: {}; {}", unit.amount(size), names.join(", "), advice.join("; "))
 }
 
-/// With everything sharded already: what the phases over the device's size need.
+/// What the phases that exceed the device's size need, if everything is sharded already.
 fn needs(planned: &Planned, over: &[&Kind], unit: Unit, size: u64) -> Vec<String> {
     /// More ranks than anyone has.
     const MOST: u32 = 4096;

@@ -54,7 +54,7 @@ fn the_7b_job_fits_eight_devices_with_sharding_and_not_without() {
     assert_eq!(json["fits"], true, "{json:#}");
     let text = show::text(&planned, Some(DEVICE));
     assert!(text.contains("fits 80.00 GiB; the largest phase is "), "{text}");
-    // Twelve bytes a parameter, an eighth on each rank.
+    // Twelve bytes per parameter, an eighth on each rank.
     let pinned = "host memory of a rank for its checkpoints: reward epoch 9.23 GiB, policy epoch 9.41 GiB";
     assert!(text.contains(pinned), "{text}");
     let without = show::text(&self::planned(job, &["resources.checkpoint_seconds=0"]), None);
@@ -63,7 +63,7 @@ fn the_7b_job_fits_eight_devices_with_sharding_and_not_without() {
     let whole = self::planned(job, &["resources.sharding=ddp"]);
     let json = show::json(&whole, Some(DEVICE));
     assert_eq!(json["fits"], false);
-    // Sixteen bytes a parameter alone are more.
+    // Sixteen bytes per parameter alone are more.
     assert!(total(&json, "policy epoch") > 16 * 6_738_415_616);
     let text = show::text(&whole, Some(DEVICE));
     assert!(
@@ -96,7 +96,7 @@ fn models_larger_than_a_device_fit_eight_of_them_in_shards() {
             assert!(!fits && text.contains("set resources.sharding: ") && text.contains("fsdp"), "{text}");
         }
     }
-    // Sixteen bytes a parameter, over eight ranks.
+    // Sixteen bytes per parameter, over eight ranks.
     let json = show::json(&planned("deploy/jobs/qwen-32b.yaml", &[]), None);
     let parameters = json["parameters"]["policy"].as_u64().unwrap();
     assert_eq!(parameters, 32_763_876_352); // Qwen2.5-32B

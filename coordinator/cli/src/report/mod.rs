@@ -105,11 +105,11 @@ pub(crate) struct Column {
     pub(crate) head: &'static str,
     pub(crate) side: Side,
     pub(crate) metric: &'static str,
-    /// After the point; at least, where there is an error.
+    /// Digits after the decimal point; the minimum if there is an error.
     pub(crate) digits: usize,
 }
 
-/// The model that a metric is of.
+/// The model that a metric describes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Side {
     Reward,
@@ -281,7 +281,7 @@ pub(crate) fn fixed(value: f64, digits: usize) -> String {
     }
 }
 
-/// Digits after the point: as many as show two significant ones of an error, and at least some.
+/// Digits after the decimal point: enough for two significant digits of the error, and at least `least`.
 pub(crate) fn digits_of(least: usize, error: Option<f64>) -> usize {
     let digits = 1.0 - error.unwrap_or(0.0).log10().floor();
     // Rounding makes errors of equal values that are not quite 0.

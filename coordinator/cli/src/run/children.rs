@@ -94,7 +94,7 @@ impl Children {
             agent.env_remove(variable);
         }
         // The same in every run on this store: an agent that re-registers without its ranks shows that those
-        // are gone, so that the coordinator does not wait for them.
+        // have ended, so that the coordinator does not wait for them.
         let name = blake3::hash(setup.store.as_bytes()).to_hex();
         agent.args(["--agent-id", &format!("run-{}", &name[..12])]);
         let worker = Program::start("worker", agent, setup)?;
@@ -141,7 +141,7 @@ impl Program {
 
     async fn stop(&mut self) {
         let Some(id) = self.child.id() else { return };
-        // It may have ended meanwhile.
+        // It may already have ended.
         let _ = kill(Pid::from_raw(id.cast_signed()), Signal::SIGTERM);
         if timeout(STOP_LIMIT, self.child.wait()).await.is_err() {
             tracing::warn!("the {} did not stop in time and is killed", self.name);

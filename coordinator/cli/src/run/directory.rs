@@ -86,7 +86,7 @@ impl Directory {
         }
     }
 
-    /// Takes that back before the coordinator ends.
+    /// Withdraws the announcement before the coordinator ends.
     pub(super) fn withdraw(&self) {
         if let Err(error) = self.lock.set_len(0) {
             tracing::warn!(%error, "cannot write the lock file of {}", self.path.display());
@@ -105,7 +105,7 @@ impl Directory {
         self.path.join(LOGS)
     }
 
-    /// The summary of the job, if it succeeded and its models are there.
+    /// The summary of the job, if it succeeded and its models are present.
     pub(super) fn finished(&self) -> Option<Value> {
         let summary = self.result().filter(|summary| summary["state"] == "succeeded")?;
         let is_there = |name: &str| self.path.join(name).join("config.json").is_file();
@@ -116,8 +116,8 @@ impl Directory {
         write_atomic(&self.path.join(RESULT), &serde_json::to_vec_pretty(summary)?)
     }
 
-    /// Removes of the store what a finished job needs no more: models, which are beside it, checkpoints and
-    /// inputs. What is left is what its page shows.
+    /// Removes from the store what a finished job does not need: models, which are also outside the store,
+    /// checkpoints and inputs. What the job's page shows is kept.
     pub(super) fn prune_store(&self, job: &v1::Job) -> Result<()> {
         let store = self.store();
         let kept: HashSet<&str> = job
@@ -137,8 +137,8 @@ impl Directory {
     }
 }
 
-/// A directory's whole path as one word of a shell, for a command that is shown. None if it is not text of
-/// one line.
+/// A directory's absolute path as one shell word, for a command shown to the user. `None` if it is not one
+/// line of text.
 pub(crate) fn shell_word(directory: &Path) -> Option<String> {
     let whole = directory.canonicalize().ok()?;
     let path = whole.to_str().filter(|path| !path.contains(char::is_control))?;
@@ -222,7 +222,7 @@ mod tests {
         }
         drop(held);
         open(dir.path(), false, "a").unwrap();
-        assert_eq!(Holder::of(dir.path()), None, "it was of a process that has ended");
+        assert_eq!(Holder::of(dir.path()), None, "it belonged to a process that has ended");
     }
 
     #[test]
@@ -237,7 +237,7 @@ mod tests {
         let mode = fs::metadata(dir.path().join(LOCK)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert!(open(dir.path(), false, "a").unwrap_err().contains("another `foil run` is using"));
-        assert_eq!(Holder::of(dir.path()), Some(holder), "whoever is refused leaves it");
+        assert_eq!(Holder::of(dir.path()), Some(holder), "a refused process leaves it unchanged");
         run.withdraw();
         assert_eq!(Holder::of(dir.path()), None);
         run.announce("http://127.0.0.1:8", "j1");

@@ -5,7 +5,8 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
-/// Locked by the process that uses the directory. One that serves the run has its [`Holder`] in it.
+/// File locked by the process that uses the directory. A process that serves the run writes its [`Holder`] to
+/// it.
 pub(crate) const LOCK: &str = ".lock";
 
 /// A program that serves a run.
@@ -35,8 +36,8 @@ pub(crate) struct Holder {
 }
 
 impl Holder {
-    /// The holder of a directory's lock, as far as it has told. Only to be asked while the lock is held: who
-    /// died may have left a line.
+    /// The holder of a directory's lock, if it has announced itself. Valid only while the lock is held: a
+    /// process that died may have left its line.
     pub(crate) fn of(directory: &Path) -> Option<Self> {
         let text = fs::read_to_string(directory.join(LOCK)).ok()?;
         let line = text.strip_suffix('\n')?;
@@ -52,7 +53,7 @@ impl Holder {
         format!("{}/jobs/{}", self.url, self.job)
     }
 
-    /// Lets other processes that are given the directory know, by its locked file.
+    /// Announces this process in the locked file, for other processes that are given the directory.
     pub(crate) fn announce(&self, mut lock: &File) -> io::Result<()> {
         lock.set_permissions(Permissions::from_mode(0o600))?;
         lock.set_len(0)?;

@@ -211,7 +211,7 @@ async fn drive_job(
     }
 }
 
-/// Follows the job to its end, and a little longer if its trackers have not taken everything.
+/// Follows the job to its end, and a little longer if its trackers have not received everything.
 async fn follow(
     client: &Client,
     id: &str,
@@ -251,7 +251,7 @@ async fn request(client: &Client, spec: &v1::JobSpec) -> Result<v1::SubmitReques
     Ok(v1::SubmitRequest { spec: Some(spec.clone()), request_id, dry_run: false })
 }
 
-/// Reports the outcome, and removes of the store what is beside it after success.
+/// Reports the outcome, and after success removes from the store what is not needed.
 fn conclude(
     args: &RunArgs,
     directory: &Directory,

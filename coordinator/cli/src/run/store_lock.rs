@@ -103,7 +103,7 @@ mod tests {
         assert_eq!(leader(&store, BEAT).await.unwrap(), None, "there was no leader yet");
         let mut heartbeat = Heartbeat { address: "http://a:1".into(), counter: 1, released: false };
         heartbeat.write(&store, 3).await.unwrap();
-        assert_eq!(leader(&store, BEAT).await.unwrap(), None, "it is dead");
+        assert_eq!(leader(&store, BEAT).await.unwrap(), None, "the leader is dead");
         let (beating, mut alive) = (store.clone(), heartbeat.clone());
         let beats = tokio::spawn(async move {
             loop {
@@ -116,6 +116,6 @@ mod tests {
         beats.abort();
         heartbeat.released = true;
         heartbeat.write(&store, 4).await.unwrap();
-        assert_eq!(leader(&store, BEAT).await.unwrap(), None, "it has stopped gracefully");
+        assert_eq!(leader(&store, BEAT).await.unwrap(), None, "the leader has stopped gracefully");
     }
 }

@@ -21,7 +21,7 @@ pub(crate) struct CopyArgs {
     /// Store to copy: a directory, or a URL as for `foil serve --store`.
     #[arg(value_name = "FROM")]
     from: String,
-    /// Where to: a directory or URL that holds no log yet. An interrupted copy resumes.
+    /// Destination: a directory or URL that holds no log yet. An interrupted copy resumes.
     #[arg(value_name = "TO")]
     to: String,
     #[command(flatten)]
@@ -31,7 +31,7 @@ pub(crate) struct CopyArgs {
 pub(super) async fn copy(args: &CopyArgs) -> Result<()> {
     ensure!(args.from != args.to, "FROM and TO are the same place; a copy must be somewhere else");
     if !args.from.contains("://") {
-        // Opening a directory would make it.
+        // Opening a directory would create it.
         let found = tokio::fs::metadata(&args.from).await;
         found.with_context(|| format!("there is no store {}", args.from))?;
     }

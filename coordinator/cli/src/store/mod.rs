@@ -1,5 +1,4 @@
-//! `foil store`: what the objects in the coordinator's store take, the deletion of garbage among them, and
-//! copies of a store.
+//! `foil store`: space used in the coordinator's store, garbage collection, and copies of a store.
 
 mod copy;
 
@@ -20,11 +19,11 @@ use crate::{duration, output, report, size, stdout};
 pub(crate) enum StoreCommand {
     /// Shows the objects in the store and their bytes, by tenant, kind and job.
     Usage(UsageArgs),
-    /// Deletes objects that nothing names: inputs of no job, and what is left of deleted jobs and of
-    /// submissions that were never committed.
+    /// Deletes unreferenced objects: inputs that no job names, and remains of deleted jobs and of submissions
+    /// that were never committed.
     Gc(GcArgs),
-    /// Copies a store to another place, also while a coordinator uses it: a backup, or a move from a
-    /// directory to a bucket. It works on the stores themselves, with credentials from the environment.
+    /// Copies a store, even while a coordinator uses it: for a backup, or a move from a directory to a
+    /// bucket. It accesses the stores directly, with credentials from the environment.
     Copy(CopyArgs),
 }
 
@@ -41,11 +40,11 @@ pub(crate) struct UsageArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct GcArgs {
-    /// Only tell what would be deleted, and why.
+    /// Only show what would be deleted, and why.
     #[arg(long)]
     dry_run: bool,
-    /// Keep inputs and unfinished submissions that are younger. The inputs of a job that is just being
-    /// submitted are named by no job yet, and an upload may take hours.
+    /// Keep inputs and unfinished submissions younger than this. While a job is being submitted, no job
+    /// names its inputs yet, and an upload may take hours.
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration::duration)]
     grace: Duration,
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! Opening of a page where there is a screen.
+//! Opens a page if there is a display.
 
 use std::env;
 use std::io::IsTerminal;
@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 
 use crate::stdout;
 
-/// Opens a page by the program that the desktop, or BROWSER, names. Without a screen, or where the output is
-/// read by a program, nothing is opened; the URL was printed.
+/// Opens a page with the program that the desktop, or BROWSER, names. Without a display, or if a program
+/// reads the output, nothing is opened; the URL was printed.
 pub(crate) fn open(url: &str) {
     if !std::io::stdout().is_terminal() {
         return;
@@ -24,7 +24,7 @@ pub(crate) fn open(url: &str) {
     }
 }
 
-/// The program that opens pages, by the environment.
+/// The program that opens pages, according to the environment.
 fn program(variable: impl Fn(&str) -> Option<String>, is_mac: bool) -> Option<String> {
     let given = |name: &str| variable(name).filter(|value| !value.is_empty());
     if let Some(browser) = given("BROWSER") {
@@ -34,7 +34,7 @@ fn program(variable: impl Fn(&str) -> Option<String>, is_mac: bool) -> Option<St
     if is_mac {
         return Some("open".to_owned());
     }
-    // Over SSH, the screen is elsewhere.
+    // Over SSH, the display is elsewhere.
     let has_screen = given("DISPLAY").or_else(|| given("WAYLAND_DISPLAY")).is_some();
     has_screen.then(|| "xdg-open".to_owned())
 }

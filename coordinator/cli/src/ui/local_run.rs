@@ -103,7 +103,7 @@ impl LocalRun {
         Ok(Self { client, job, url: by.url.clone(), server: None })
     }
 
-    /// Lets other processes that are given the directory know the URL.
+    /// Announces the URL to other processes that are given the directory.
     pub(crate) fn announce(&self) -> io::Result<()> {
         let Some(server) = &self.server else { return Ok(()) };
         let (url, job) = (self.url.clone(), self.job.id.clone());

@@ -16,9 +16,9 @@ use super::stdout;
 
 #[derive(Debug, Args)]
 pub(crate) struct UiArgs {
-    /// A job: its id, a prefix of it, or its name (its newest job); or the directory of a `foil run`:
-    /// the page of one in progress; one that has ended is served on this machine alone until ctrl-c.
-    /// Default: the list of jobs
+    /// A job: its id, a prefix of it, or its name (its newest job); or the directory of a `foil run`. A run
+    /// in progress has its own page; an ended run is served on this machine only, until ctrl-c. Default: the
+    /// list of jobs
     #[arg(value_name = "JOB|DIR", value_parser = job_or_directory)]
     what: Option<String>,
     /// Print the URL only.
@@ -69,8 +69,8 @@ async fn serve(directory: &Path, args: &UiArgs) -> Result<()> {
     run.close().await
 }
 
-/// A directory on this machine, by its path; none if a job is meant. A job's name may be that of a directory;
-/// then the job is meant, unless the directory is a run's.
+/// A directory on this machine, by its path; `None` if a job is meant. A name that is both a job's and a
+/// directory's means the job, unless the directory is a run's.
 ///
 /// # Errors
 /// A path at which there is no directory.
@@ -83,7 +83,7 @@ pub(crate) fn run_directory(what: &str) -> Result<Option<&Path>> {
     Ok((is_path || (path.is_dir() && local_run::is_run(path))).then_some(path))
 }
 
-/// Prints a page's URL, and opens it where there is a screen.
+/// Prints a page's URL, and opens it if there is a display.
 pub(crate) fn show(url: &str, no_browser: bool) -> Result<()> {
     stdout::line(url)?;
     if !no_browser {
@@ -107,6 +107,6 @@ mod tests {
         assert_eq!(found("letters-that-is-no-directory"), None);
         assert!(found(".").is_some());
         // Tests run in the crate's own directory.
-        assert_eq!(found("src"), None, "no run has made it: a job may have this name");
+        assert_eq!(found("src"), None, "it is not a run's directory, so a job may have this name");
     }
 }

@@ -1,5 +1,5 @@
-//! The elements of JSON arrays. They are separated by brackets and strings only, so that one broken element
-//! leaves the others readable.
+//! The elements of JSON arrays. Only brackets and strings are examined to separate them, so that one broken
+//! element leaves the others readable.
 
 use super::super::places::Position;
 use super::{BOM, RECORD_LIMIT, Record, json, overlong, trim};
@@ -25,7 +25,7 @@ enum State {
     /// Before the opening bracket of the file's first array or of a further one.
     Outside,
     Inside,
-    /// The file ended within an array, whose last element has been given.
+    /// The file ended within an array whose last element has been returned.
     Cut,
     Done,
 }
@@ -117,7 +117,7 @@ impl<R: BufRead> Array<R> {
         self.read += 1;
     }
 
-    /// Reads up to an element's end, or as far as the bytes at hand go.
+    /// Reads up to an element's end, or to the end of the buffered bytes.
     fn advance(&mut self) -> io::Result<Option<Record>> {
         let chunk = self.bytes.fill_buf()?;
         if chunk.is_empty() {
@@ -238,7 +238,7 @@ impl Scan {
         Step::Inner
     }
 
-    /// Open brackets that the closing one does not match were left open by a broken element.
+    /// Closes a bracket. Open brackets that it does not match were left open by a broken element.
     fn close(&mut self, opener: u8) -> Step {
         match self.open.iter().rposition(|&bracket| bracket == opener) {
             Some(matching) => {

@@ -37,7 +37,7 @@ pub(super) fn is_arrow(start: &[u8]) -> bool {
     start.starts_with(FILE_MAGIC) || start.starts_with(&CONTINUATION)
 }
 
-/// Opens a file or stream by what unpacking it gives.
+/// Opens a file or stream from its unpacked bytes.
 pub(super) fn open(
     file: &str,
     packing: Packing,
@@ -179,7 +179,7 @@ impl Stream {
     }
 }
 
-/// Skips the zeros by which some writers align the first message to up to 64 bytes. A message begins with
+/// Skips the zeros with which some writers align the first message to up to 64 bytes. A message begins with
 /// another byte.
 fn skip_padding(bytes: &mut Bytes) -> io::Result<()> {
     for _ in FILE_START..64 {
@@ -199,8 +199,8 @@ fn too_large() -> String {
     format!("a batch takes more than {} MiB: write batches of fewer rows", MESSAGE_LIMIT >> 20)
 }
 
-/// Checks what a batch says of its data: where its buffers lie, how many rows they hold, and how long they
-/// are unpacked, which is the result.
+/// Checks what a batch declares about its data: the positions of its buffers, the number of rows, and the
+/// unpacked size, which is returned.
 fn check(batch: &arrow_ipc::RecordBatch<'_>, body: &[u8]) -> Result<u64, String> {
     let limit = i64::try_from(ROW_LIMIT).unwrap_or(i64::MAX);
     if !(0..=limit).contains(&batch.length()) {
@@ -215,7 +215,7 @@ fn check(batch: &arrow_ipc::RecordBatch<'_>, body: &[u8]) -> Result<u64, String>
         let range = usize::try_from(buffer.offset()).ok().zip(usize::try_from(buffer.length()).ok());
         let range = range.and_then(|(start, length)| Some(start..start.checked_add(length)?));
         let bytes = range.and_then(|range| body.get(range)).ok_or("a buffer lies beyond its message")?;
-        // The length of a compressed buffer stands before it; −1 is said of one that is not compressed.
+        // The unpacked length precedes a buffer; −1 marks one that is not compressed.
         let length =
             batch.compression().and_then(|_| bytes.first_chunk()).map(|bytes| i64::from_le_bytes(*bytes));
         let length = match length {

@@ -1,4 +1,4 @@
-//! Names of the formats of data files, in reports and messages. `common/README.md` has a row for each.
+//! Names of the formats of data files, in reports and messages. `common/README.md` lists each in a row.
 
 pub(super) const LINES: &str = "JSON lines";
 pub(super) const ARRAY: &str = "JSON array";

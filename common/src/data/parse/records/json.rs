@@ -44,14 +44,13 @@ pub(super) fn read(text: &[u8]) -> Parsed<'_> {
     }
 }
 
-/// Whether a text in JSON may hold more values than a row may, each of which takes much more memory than its
-/// text.
+/// Whether a JSON text may hold more values than a row may. A value takes much more memory than its text.
 pub(in super::super) fn has_many_values(text: &[u8]) -> bool {
     text.len() > VALUE_LIMIT && marks(text) > VALUE_LIMIT
 }
 
 /// Number of commas, colons and opening brackets outside of strings: at most one less than the number of
-/// values, and no list or object is without one, however deep it is nested.
+/// values. Every list or object has one, however deeply it is nested.
 fn marks(text: &[u8]) -> usize {
     let (mut count, mut quoted, mut escaped) = (0, false, false);
     for &byte in text {

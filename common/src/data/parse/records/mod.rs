@@ -22,8 +22,8 @@ use std::io::{self, BufRead, BufReader};
 /// Maximum size of a record in bytes; a longer one is a bad row.
 pub(super) const RECORD_LIMIT: usize = 8 << 20;
 
-/// Maximum number of values in one record. In memory, a list of small numbers takes some forty times its
-/// text.
+/// Maximum number of values in one record. In memory, a list of small numbers takes about forty times the
+/// size of its text.
 const VALUE_LIMIT: usize = 200_000;
 
 /// Maximum size of an unpacked file in bytes.
@@ -55,8 +55,8 @@ enum Form {
 }
 
 impl Records {
-    /// Recognizes the format by the first bytes, and refuses files that are clearly of another one.
-    /// Tables are read by `names`, whose columns they must have.
+    /// Recognizes the format by the first bytes, and refuses files that are clearly in another format. Tables
+    /// are read by `names`, whose columns they must have.
     pub(super) fn open(file: &str, content: &Content, names: &ColumnNames) -> Result<Self, ParseError> {
         let mut packed = BufReader::with_capacity(1 << 16, content.reader(0));
         let start = packed.fill_buf().map_err(|error| unreadable(file, Packing::Plain, &error))?;
@@ -77,7 +77,7 @@ impl Records {
         let form = match skip_blank(&mut bytes, &mut line).map_err(fail)? {
             Some(b'[') => Form::Array(array::Array::new(bytes, line)),
             Some(b'{') | None => Form::Lines(lines::Lines::new(bytes, line)),
-            // Nothing but the name tells separated values.
+            // Separated values are recognized only by the name.
             Some(_) => match values::separator(file) {
                 Some(separator) => {
                     let values = values::Values::open(file, separator, bytes, line, names, fail)?;
@@ -102,7 +102,7 @@ impl Records {
         }
     }
 
-    /// How the file's form holds rows, for messages.
+    /// How the file's format holds rows, for messages.
     pub(super) fn one_each(&self) -> &'static str {
         match &self.form {
             Form::Lines(_) => "one JSON object per line",
@@ -204,7 +204,8 @@ fn skip_blank(bytes: &mut impl BufRead, line: &mut u64) -> io::Result<Option<u8>
     loop {
         let chunk = bytes.fill_buf()?;
         let Some(&first) = chunk.first() else { return Ok(None) };
-        // A mark is taken byte by byte, because a chunk may end within it; its bytes begin no JSON text.
+        // A mark is consumed byte by byte, because a chunk may end within it. No JSON text begins with its
+        // bytes.
         if !first.is_ascii_whitespace() && !BOM.contains(&first) {
             return Ok(Some(first));
         }

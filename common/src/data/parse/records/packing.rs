@@ -4,7 +4,7 @@ use flate2::bufread::MultiGzDecoder;
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read};
 
-/// Largest window of a zstd file, as the logarithm of its bytes: 128 MiB, as the `zstd` program has it.
+/// Largest window of a zstd file, as the logarithm of its bytes: 128 MiB, as in the `zstd` program.
 const ZSTD_WINDOW_LOG: u32 = 27;
 
 /// How a file is compressed.
@@ -16,9 +16,9 @@ pub(super) enum Packing {
 }
 
 impl Packing {
-    /// The compression that a file's first bytes tell.
+    /// The compression that a file's first bytes indicate.
     pub(super) fn of(start: &[u8]) -> Self {
-        // A zstd file may begin with a frame that is to be skipped, whose magic number has 16 values.
+        // A zstd file may begin with a skippable frame, which has one of 16 magic numbers.
         let is_skippable = |start: &[u8]| start[0] & 0xf0 == 0x50 && start[1..4] == [0x2a, 0x4d, 0x18];
         match start {
             [0x1f, 0x8b, ..] => Packing::Gzip,

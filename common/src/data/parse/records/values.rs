@@ -1,5 +1,5 @@
-//! Tables of separated values: CSV and TSV. Values are texts, but for those of labels and numbers; an empty
-//! one counts as absent.
+//! Tables of separated values: CSV and TSV. Values are texts, except for labels and numbers. An empty value
+//! counts as absent.
 
 use super::super::ParseError;
 use super::super::column_names::ColumnNames;
@@ -18,10 +18,10 @@ const BUFFER: usize = 1 << 12;
 
 const TAB: u8 = b'\t';
 
-/// Number of columns that are named in a message.
+/// Maximum number of columns named in a message.
 const NAMED: usize = 12;
 
-/// The separator of a file's values by its name; `None` if it is not named as a table.
+/// The separator that a file's name implies; `None` if the name is not that of a table.
 pub(super) fn separator(file: &str) -> Option<u8> {
     let name = file.to_lowercase();
     let name = [".gz", ".zst"].iter().find_map(|packed| name.strip_suffix(packed)).unwrap_or(&name);
@@ -36,19 +36,19 @@ pub(super) fn separator(file: &str) -> Option<u8> {
 pub(super) struct Values {
     bytes: Bytes,
     reader: Reader,
-    /// The columns; `None` of those that are not read.
+    /// The columns; `None` for those that are not read.
     names: Vec<Option<(String, Option<Kind>)>>,
     ignored: Vec<String>,
     separator: u8,
-    /// Lines before the first byte that the reader was given.
+    /// Number of lines before the reader's first byte.
     first_line: u64,
     text: Vec<u8>,
     ends: Vec<usize>,
     read: u64,
 }
 
-/// The value of a text cell: in columns of labels and numbers, a number or a truth value (`True` as Python
-/// writes it) where it is one.
+/// The value of a text cell. In columns of labels and numbers, a number or a truth value (also `True`, as
+/// Python writes it) is converted.
 fn value(kind: Option<Kind>, text: &str) -> Value {
     if text.is_empty() {
         return Value::Null;
@@ -67,10 +67,10 @@ fn value(kind: Option<Kind>, text: &str) -> Value {
     }
 }
 
-/// A record as the file has it.
+/// A record as it is in the file.
 struct Raw {
     line: u64,
-    /// Number of fields, and the bytes of all of them.
+    /// Number of fields, and their total bytes.
     size: Result<(usize, usize), String>,
 }
 
@@ -179,7 +179,7 @@ impl Values {
         let mut start = 0;
         let mut fields = Vec::with_capacity(count);
         for &end in &self.ends[..count] {
-            // A character may be spread over two fields.
+            // A separator may split a character.
             fields.push(text.get(start..end).ok_or("not UTF-8: a character is cut by a separator")?);
             start = end;
         }
@@ -218,7 +218,7 @@ impl Values {
             (bytes, count) = (bytes + written, count + ended);
             match result {
                 ReadRecordResult::InputEmpty => {}
-                // The rest of a record that is too long is passed over.
+                // The rest of a record that is too long is skipped.
                 ReadRecordResult::OutputFull if bytes >= RECORD_LIMIT => {
                     fault.get_or_insert_with(overlong);
                     bytes = 0;
@@ -232,7 +232,7 @@ impl Values {
                     self.ends.resize((2 * self.ends.len()).min(VALUE_LIMIT), 0);
                 }
                 ReadRecordResult::Record => {
-                    // The reader takes the rest of a file for a value whose quote is not closed.
+                    // After an unclosed quote, the reader takes the rest of the file as the value.
                     if at_end && quotes % 2 == 1 {
                         fault = Some("a quote is not closed before the end of the file".to_owned());
                     }

@@ -1,4 +1,4 @@
-//! Dialogues in one text, as they are found in practice.
+//! Dialogues in one text, as they occur in practice.
 
 use super::*;
 use serde_json::json;

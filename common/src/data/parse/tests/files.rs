@@ -1,4 +1,4 @@
-//! Files as they are found in practice.
+//! Files as they occur in practice.
 
 use super::*;
 
@@ -49,7 +49,7 @@ fn objects_over_several_lines_are_rows() {
     };
     let text = format!("{}\n{}\n{}\n{}", pretty("1"), row("2"), pretty("3}{"), pretty("4"));
     assert_eq!(prompts_of(text.as_bytes()).0, ["1", "2", "3}{", "4"]);
-    // A row that was cut short takes no others with it.
+    // A truncated row does not affect others.
     let text = format!("{{\"prompt\": [\n{}\n{{\"prompt\": \"x\",\n  \"cho\n{}\n", row("1"), row("2"));
     let (prompts, bad) = prompts_of(text.as_bytes());
     let lines: Vec<u64> = bad.iter().map(|(line, _)| *line).collect();
@@ -83,7 +83,7 @@ fn faults_of_json_are_named() {
     }
     let missing = parse::<PairRow>("x", format!("[{ROW},,{},]", row("p")).as_bytes()).unwrap();
     assert_eq!((missing.rows.len(), missing.bad_rows), (2, 2), "{:?}", missing.bad);
-    // A pair of escapes is a character, and the line separators of Unicode end no line.
+    // A surrogate pair of escapes is one character, and Unicode's line separators do not end a line.
     let text =
         "{\"prompt\": \"\\ud83d\\ude00 \u{2028}\u{85}x\", \"chosen\": \"a\u{2029}b\", \"rejected\": \"b\"}";
     let parsed = parse::<PairRow>("x", text.as_bytes()).unwrap();
@@ -95,7 +95,7 @@ fn a_record_is_bounded() {
     let long = format!("{{\"prompt\": \"{}\"}}", "x".repeat(records::RECORD_LIMIT));
     let many = format!("{{\"prompt\": \"q\", \"x\": [{}0]}}", "0,".repeat(200_000));
     let deep = format!("{{\"prompt\": \"q\", \"x\": {}{}}}", "[".repeat(100_000), "]".repeat(100_000));
-    // Commas within texts are no values.
+    // Commas within texts do not count as values.
     let commas = format!("{{\"prompt\": \"{}\"}}", ",".repeat(300_000));
     for (text, what) in
         [(long, "longer than 8 MiB"), (many, "more than 200000 values"), (deep, "recursion limit exceeded")]
@@ -163,7 +163,7 @@ fn every_row_knows_where_it_was_read() {
 
 #[test]
 fn a_file_that_cannot_be_read_is_no_broken_archive() {
-    // A directory can be opened, and not be read.
+    // A directory can be opened but not read.
     let folder = std::fs::File::open(std::env::temp_dir()).unwrap();
     let error =
         parse_files::<PromptRow>([("x", folder.into())], &mut Budget::default()).unwrap_err().to_string();

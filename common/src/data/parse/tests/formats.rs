@@ -293,6 +293,6 @@ fn lists_within_lists_count_as_values() {
     let parsed = rows(&format!("[{nested}]"));
     assert!(parsed.bad[0].what.contains("more than 200000 values"), "{}", parsed.bad[0]);
     assert_eq!(parsed.rows.len(), 1);
-    // As a text it is one value, and not examined for messages.
+    // As a text it is one value, which is not examined for messages.
     assert_eq!(rows(&format!("\"[{nested}]\"")).rows.len(), 2);
 }

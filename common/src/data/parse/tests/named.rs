@@ -1,4 +1,4 @@
-//! Columns under other names than Foil's, and several sources.
+//! Columns whose names differ from Foil's, and several sources.
 
 use super::packed::fixture;
 use super::*;
@@ -35,7 +35,7 @@ fn renamed_columns_are_read_in_every_format() {
             ("why?", "so", Some(2.0)),
             "{file}"
         );
-        // Columns in whose place others are read are listed.
+        // Columns that are replaced by others are listed as ignored.
         let ignored: Vec<_> = parsed.ignored.keys().map(String::as_str).collect();
         assert_eq!(ignored, ["chosen", "prompt"], "{file}");
     }

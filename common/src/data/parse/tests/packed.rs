@@ -10,7 +10,7 @@ pub(super) fn fixture(name: &str) -> Vec<u8> {
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The rows that Python read of a fixture.
+/// The rows that Python read from a fixture.
 pub(super) fn expected(name: &str) -> Vec<u8> {
     fixture(&format!("{name}.rows.jsonl"))
 }
@@ -30,7 +30,7 @@ fn zstd_files_of_python_are_read() {
         let plain = parse::<PairRow>(name, &expected(name)).unwrap();
         assert_eq!((parsed.rows.len(), parsed.bad_rows), (9, 0), "{:?}", parsed.bad);
         assert_eq!((parsed.files[0].format.as_str(), parsed.files[0].records), ("JSON lines, zstd", 9));
-        // Bytes of the frame that is skipped are no line.
+        // The skipped frame does not count as a line.
         assert_eq!((parsed.rows, parsed.places), (plain.rows, plain.places));
     }
 }

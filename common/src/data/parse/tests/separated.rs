@@ -1,4 +1,4 @@
-//! CSV and TSV, compared with what pandas reads of them (scripts/fixtures/data_files.py).
+//! CSV and TSV, compared with what pandas reads from them (scripts/fixtures/data_files.py).
 
 use super::packed::{expected, fixture};
 use super::*;
@@ -125,7 +125,7 @@ fn the_first_line_must_name_columns() {
         parse::<PairRow>("x.csv", b"\n\n"),
         Err(ParseError::Empty { .. } | ParseError::Format { .. })
     ));
-    // A name says nothing of a file that is another.
+    // The content overrides a name that does not match it.
     assert_eq!(parse::<PairRow>("x.csv", &fixture("orca.parquet")).unwrap().rows.len(), 9);
 }
 

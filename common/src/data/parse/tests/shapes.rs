@@ -4,7 +4,7 @@
 use super::*;
 use serde_json::json;
 
-/// A row of a public set, the answers that are read of it, and one that is refused, with why.
+/// A row of a public set with the answers read from it, and a refused row with the reason.
 struct Shape {
     set: &'static str,
     row: Value,
@@ -226,7 +226,7 @@ fn check<T: Wanted + std::fmt::Debug>(shapes: Vec<Shape>) {
         let told: Vec<_> = parsed.bad.iter().map(ToString::to_string).collect();
         assert_eq!(told.len(), 1, "{set}: {told:?}");
         assert!(told[0].starts_with("rows.jsonl:2: ") && told[0].contains(fault), "{set}: {told:?}");
-        // Prompts are read of all of them.
+        // Prompts are read from all of them.
         let prompts = parse::<PromptRow>("rows.jsonl", row.to_string().as_bytes()).unwrap();
         assert_eq!(prompts.rows[0].prompt, *parsed.rows[0].prompt(), "{set}");
         // common/README.md names the set.
@@ -258,7 +258,7 @@ fn ratings_give_margins() {
     assert_eq!(margins("trl-lib/ultrafeedback_binarized"), [Some(2.5)]);
     assert_eq!(margins("openbmb/UltraFeedback"), [Some(4.5), Some(4.5)]);
     assert_eq!(margins("argilla/"), [Some(1.25)]);
-    // Ranks have no unit, and labels none either.
+    // Neither ranks nor labels have a unit.
     assert_eq!((margins("berkeley-nest/"), margins("stanfordnlp/")), (vec![None], vec![None]));
 }
 
@@ -273,7 +273,7 @@ fn parts_of_benchmarks_are_the_groups_of_pairs() {
     assert_eq!(groups(bench("hep-rust")), [["hep_rust", "reasoning_code"]]);
     assert_eq!(groups(bench("math-prm")), [["math_prm"]]);
     assert_eq!(groups(bench(" ")), [[""; 0]]);
-    // A column of the name that is something else is ignored.
+    // A column with this name but another type is ignored.
     let other = pairs(r#"{"prompt": "q", "chosen": "a", "rejected": "b", "domain": 7, "subset": ["x"]}"#);
     assert!(only(&other).groups.is_empty() && other.ignored.len() == 2, "{:?}", other.ignored);
 

@@ -1,4 +1,4 @@
-//! Parquet and Arrow files, compared with what pyarrow reads of them (scripts/fixtures/data_files.py).
+//! Parquet and Arrow files, compared with what pyarrow reads from them (scripts/fixtures/data_files.py).
 
 use super::packed::{expected, fixture};
 use super::*;
@@ -44,7 +44,7 @@ fn compare_records(files: &[&str]) {
     }
 }
 
-/// A file's rows equal those of JSON lines that Python wrote of it, and none is bad.
+/// Checks that a file's rows equal those of the JSON lines that Python wrote for it, and that none is bad.
 fn compare_rows<T: Wanted + PartialEq + std::fmt::Debug>(file: &str, count: usize) {
     let found = parse::<T>(file, &fixture(file)).unwrap_or_else(|error| panic!("{error}"));
     let wanted = parse::<T>(file, &expected(file)).unwrap();
@@ -146,7 +146,7 @@ fn columns_that_hold_no_text_are_refused_by_name() {
         let error = parse::<PairRow>(file, &fixture(file)).unwrap_err().to_string();
         assert!(error.starts_with(&format!("{file}: ")) && error.contains(what), "{error}");
     }
-    // Pictures are refused only where there are some.
+    // Images are refused only if a row has one.
     let images = parse::<PairRow>("x", &fixture("foreign-images.parquet")).unwrap();
     assert_eq!((images.rows.len(), images.bad_rows), (1, 1));
     assert!(
@@ -203,7 +203,7 @@ fn broken_tables_give_an_answer() {
         for _ in 0..40 {
             let mut broken = bytes.clone();
             for _ in 0..random.random_range(1..4) {
-                // Half of the faults in the footer, which says where everything lies.
+                // Put half of the faults in the footer, which locates everything else.
                 let from = if random.random() { bytes.len() / 2 } else { 0 };
                 let at = random.random_range(from..bytes.len());
                 broken[at] = [0, 0x7f, 0xff, random.random()][random.random_range(0..4)];
@@ -279,7 +279,7 @@ fn a_page_is_bounded_whatever_its_header_says() {
     assert!(honest.len() < 1 << 18, "{}", honest.len());
     let error = parse::<PromptRow>("x", &honest).unwrap_err().to_string();
     assert!(error.contains("a page of more than 128 MiB in the column prompt"), "{error}");
-    // Its header says the length of the text, with those of the text's length and its levels.
+    // The header's length covers the text, the text's length field and its levels.
     let stored = |size: usize| {
         let number = varint(size as u64);
         let at = honest[..64].windows(number.len()).position(|window| window == number)?;

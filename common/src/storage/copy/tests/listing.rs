@@ -1,4 +1,4 @@
-//! Listings of every kind of store: their order, their faults, and how much of them is in memory.
+//! Listings of every kind of store: their order, their faults, and their memory use.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -101,7 +101,7 @@ async fn keys(listing: &mut Listing) -> Vec<String> {
     keys
 }
 
-/// Keys in which directories, files and what sorts between them alternate.
+/// Keys in which directories, files and keys that sort between them alternate.
 fn names() -> BTreeSet<String> {
     let mut random = ChaCha12Rng::seed_from_u64(rand::random());
     let mut part = || ["a", "a-1", "a.b", "ab", "a.b3x", "b", "0"][random.next_u64() as usize % 7];
@@ -125,7 +125,7 @@ async fn keys_come_in_order_from_object_stores_and_directories() {
     assert_eq!(stores.map(|store| store.lists_in_order()), [true, false]);
 }
 
-/// Puts objects into a store quickly, past its checks.
+/// Puts objects into a store quickly, bypassing its checks.
 async fn fill(memory: &InMemory, count: usize) {
     for index in 0..count {
         let (key, bytes) = (format!("jobs/j/{index:06}"), Bytes::from(format!("content {index}")));
@@ -151,7 +151,7 @@ async fn a_copy_has_few_keys_in_memory_however_large_the_store_is() {
     let copied = copy(&from.store(), &to.store(), &PREFIXES, progress).await.unwrap();
     assert_eq!((copied.objects, copied.present), (6 * PAGE as u64, 0));
     let most = most.into_inner();
-    assert!(most < 2 * PAGE as u64, "{most} keys were listed and not yet copied");
+    assert!(most < 2 * PAGE as u64, "{most} keys were listed but not yet copied");
 }
 
 #[tokio::test]
@@ -162,7 +162,11 @@ async fn a_listing_that_breaks_off_goes_on_where_it_was() {
         let store = Counting::new(Arc::clone(&memory));
         store.breaks_after.store(breaks_after, Ordering::Relaxed);
         let found = keys(&mut Listing::new(&store.store(), "jobs")).await;
-        assert_eq!(store.breaks_after.load(Ordering::Relaxed), 0, "it was to break off after {breaks_after}");
+        assert_eq!(
+            store.breaks_after.load(Ordering::Relaxed),
+            0,
+            "the listing should have failed after {breaks_after}"
+        );
         assert_eq!(found.len(), 2 * PAGE, "interrupted after {breaks_after}");
     }
 }

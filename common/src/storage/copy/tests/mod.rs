@@ -16,7 +16,7 @@ use super::*;
 
 const PREFIXES: [&str; 2] = ["jobs", "audit"];
 
-/// A store whose requests give way to others.
+/// A store whose requests yield to other tasks.
 fn yielding() -> (Arc<InMemory>, Store) {
     let memory = Arc::new(InMemory::new());
     let backend = Arc::new(FaultStore::new(Arc::clone(&memory), Faults::default(), 0));
@@ -67,7 +67,7 @@ impl Service {
     }
 }
 
-/// The names that events leave, with the event of each.
+/// The names that remain after the events, with the event of each.
 fn live(events: &[Bytes]) -> BTreeMap<u64, Bytes> {
     let mut live = BTreeMap::new();
     for event in events {
@@ -193,7 +193,7 @@ async fn the_rest_of_a_broken_write_is_left_behind() {
     let limit = usize::try_from(MAX_PLAIN_BYTES).unwrap();
     from.create("jobs/j/rest", vec![7; limit + 1]).await.unwrap();
     from.create("jobs/j/whole", vec![7; limit]).await.unwrap();
-    // Objects younger than the log's last record are left behind too.
+    // Objects younger than the log's last record are not copied either.
     let mut service = Service::start(from.clone(), 0).await;
     while service.named.is_empty() {
         service.act().await;

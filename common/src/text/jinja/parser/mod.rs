@@ -27,7 +27,7 @@ struct Parser {
     nodes: u32,
     /// Number of loops around the current statement.
     loops: u32,
-    /// Nonexistent filters and tests in the current part.
+    /// Errors about nonexistent filters and tests in the current part.
     unknown: Vec<Error>,
 }
 

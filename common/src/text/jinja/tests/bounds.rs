@@ -2,7 +2,7 @@ use super::*;
 use serde_json::json;
 use std::time::{Duration, Instant};
 
-/// Templates that would take hours, gigabytes or the whole stack end soon, with the bound they met.
+/// Templates that would take hours, gigabytes or the whole stack fail quickly, with the bound they exceeded.
 #[test]
 fn no_template_takes_all_time_or_memory() {
     let deep = |open: &str, close: &str, count: usize| {

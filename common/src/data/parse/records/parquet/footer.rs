@@ -1,4 +1,4 @@
-//! The footer of a Parquet file, which describes its schema and where its columns lie.
+//! The footer of a Parquet file, which describes its schema and the location of its columns.
 
 use super::super::super::ParseError;
 use super::super::super::content::Content;
@@ -73,10 +73,10 @@ fn check(footer: &[u8]) -> Result<(), Fault> {
     })
 }
 
-/// The open groups of a schema, whose elements stand in depth-first order.
+/// The open groups of a schema, whose elements are in depth-first order.
 #[derive(Default)]
 struct Tree {
-    /// Children that each of them still lacks.
+    /// Number of children that each of them still lacks.
     open: Vec<u64>,
 }
 

@@ -1,4 +1,5 @@
-//! Parquet files. Their sizes are checked before the library reads them: it allocates what headers say.
+//! Parquet files. Their sizes are checked before the library reads them: it allocates the sizes that headers
+//! declare.
 
 mod footer;
 mod pages;
@@ -61,8 +62,8 @@ impl Batches for Reader {
     }
 }
 
-/// The schema with texts as views into pages. Copies of a dictionary's texts, one for every row, might be of
-/// any size.
+/// The schema with texts as views into pages. Copying a dictionary's text for every row could take unbounded
+/// memory.
 fn with_views(schema: &Schema) -> Schema {
     let fields: Vec<_> = schema.fields().iter().map(|field| with_view(field)).collect();
     Schema::new_with_metadata(fields, schema.metadata().clone())

@@ -1,5 +1,5 @@
-//! The sizes of a file's pages. A page says how long it is unpacked and how many values it holds, and the
-//! library makes room for both.
+//! The sizes of a file's pages. A page declares its unpacked length and its number of values, and the library
+//! allocates memory for both.
 
 use super::super::super::ParseError;
 use super::super::super::content::Content;
@@ -19,11 +19,11 @@ const PAGE_LIMIT: u64 = 128 << 20;
 const PAGES_LIMIT: u64 = 512 << 20;
 /// Maximum size of a page's header.
 const HEADER_LIMIT: usize = 1 << 20;
-/// Bytes that hold most headers.
+/// Number of bytes that suffices for most headers.
 const HEADER_GUESS: usize = 1 << 10;
-/// Maximum number of values in a page, whatever few bytes stand for them.
+/// Maximum number of values in a page, however few bytes encode them.
 const VALUES_OF_PAGE: u64 = 1 << 24;
-/// Maximum number of values of a list column in a row group: all of them may belong to one row.
+/// Maximum number of values of a list column in a row group: all may belong to one row.
 const VALUES_OF_LISTS: u64 = 1 << 25;
 
 /// Rows that are read at a time.
@@ -37,8 +37,7 @@ const DATA: i32 = 0;
 const DICTIONARY: i32 = 2;
 const DATA_V2: i32 = 3;
 
-/// Checks the sizes of the pages that belong to these columns, and gives the number of rows to read at a
-/// time.
+/// Checks the page sizes of these columns, and returns the number of rows to read at a time.
 pub(super) fn check(
     file: &str,
     content: &Content,
@@ -189,10 +188,10 @@ impl<'a> Chunk<'a> {
         Err(self.damaged("the header of a page is cut short"))
     }
 
-    /// Whether a page unpacks to more than a page may hold. Only its data tells where the library does not
-    /// stop at the size that the header says.
+    /// Whether a page unpacks to more than a page may hold. For codecs for which the library does not stop at
+    /// the size in the header, only the data shows this.
     fn expands_beyond(&self, header: &Header, body: u64) -> Result<bool, ParseError> {
-        /// The most that a byte of deflate stands for, and of an LZ4 block.
+        /// Maximum expansion of a byte of deflate, and of an LZ4 block.
         const GZIP_RATIO: u64 = 1032;
         const LZ4_RATIO: u64 = 255;
         match self.chunk.compression_codec() {
@@ -262,7 +261,7 @@ impl Header {
         }
     }
 
-    /// Reads the part that is special to a kind of page; `encoding` is the number of its field.
+    /// Reads the part specific to a kind of page; `encoding` is the number of its encoding field.
     fn body(&mut self, walk: &mut Walk<'_>, encoding: i64) -> Result<(), Fault> {
         let is_v2 = encoding == 4;
         walk.fields(|walk, field| {

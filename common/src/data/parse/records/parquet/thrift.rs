@@ -1,7 +1,7 @@
-//! Thrift's compact protocol, as far as footers and page headers of Parquet need it: their structure and
-//! sizes are checked before the library reads them, because it trusts them.
+//! Thrift's compact protocol, to the extent that Parquet's footers and page headers use it: their structure
+//! and sizes are checked before the library reads them, because it trusts them.
 
-/// Maximum depth of structs and lists within each other.
+/// Maximum nesting depth of structs and lists.
 const DEPTH_LIMIT: usize = 16;
 
 /// Maximum number of elements of a list.
@@ -14,10 +14,10 @@ pub(super) const I32: u8 = 5;
 pub(super) const LIST: u8 = 9;
 pub(super) const STRUCT: u8 = 12;
 
-/// The reason why bytes are no value.
+/// The reason why bytes are not a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// They end within it.
+    /// The bytes end within the value.
     End,
     Broken(&'static str),
 }
@@ -40,7 +40,7 @@ impl Field {
     /// Whether the field has this number.
     ///
     /// # Errors
-    /// It has, with another type: a reader that takes the type for granted would read other values.
+    /// It has the number but another type. A reader that assumes the type would read wrong values.
     pub(super) fn is(self, id: i64, kind: u8) -> Result<bool, Fault> {
         match (self.id == id, self.kind == kind) {
             (true, false) => Err(Fault::Broken("a field has another type")),
@@ -96,8 +96,8 @@ impl<'a> Walk<'a> {
         u64::try_from(self.i32()?).map_err(|_| Fault::Broken("a size is negative"))
     }
 
-    /// Reads a struct. `visit` is called for every field and says whether it has read the value; otherwise
-    /// the value is skipped.
+    /// Reads a struct. `visit` is called for every field and returns whether it has read the value; an unread
+    /// value is skipped.
     pub(super) fn fields(
         &mut self,
         mut visit: impl FnMut(&mut Self, Field) -> Result<bool, Fault>,
@@ -119,7 +119,7 @@ impl<'a> Walk<'a> {
                 return Err(Fault::Broken("its fields are out of order"));
             }
             if !visit(self, Field { id, kind })? {
-                // The type says which of the two a boolean is.
+                // A boolean's type is its value.
                 match kind {
                     TRUE | FALSE => {}
                     _ => self.skip(kind)?,
@@ -156,7 +156,7 @@ impl<'a> Walk<'a> {
         if self.depth > DEPTH_LIMIT { Err(Fault::Broken("it is nested too deep")) } else { Ok(()) }
     }
 
-    /// Skips a value: of a list, a boolean is a byte.
+    /// Skips a value. In a list, a boolean takes a byte.
     fn skip(&mut self, kind: u8) -> Result<(), Fault> {
         match kind {
             1..=3 => self.advance(1),

@@ -1,5 +1,4 @@
-//! Selection of the columns of a table: those that rows are read by. Others are never read, whatever they
-//! hold.
+//! Selects the columns of a table that rows are read from. Others are never read, whatever they hold.
 
 use super::super::super::ParseError;
 use super::super::super::column_names::ColumnNames;
@@ -9,10 +8,10 @@ use super::super::format_error;
 use arrow_schema::{DataType, Field, Fields, Schema};
 use std::collections::HashSet;
 
-/// Maximum depth of lists and structs within each other.
+/// Maximum nesting depth of lists and structs.
 const DEPTH_LIMIT: usize = 32;
 
-/// Number of columns that are named in a message.
+/// Maximum number of columns named in a message.
 const NAMED: usize = 12;
 
 /// The columns of a table that are read.
@@ -49,13 +48,13 @@ impl Columns {
                 chosen.ignored.push(name.clone());
                 continue;
             };
-            // A benchmark's part is a text, or the column is something else.
+            // A column of benchmark parts holds text. A column of another type has another meaning.
             let kind_of = column.map(|column| column.kind);
             if kind_of == Some(Kind::Group) && unreadable(field, 0).is_some() {
                 chosen.ignored.push(name.clone());
                 continue;
             }
-            // All that matters of what is refused in any case is whether it is empty.
+            // For a column that is always refused, it only matters whether it is empty.
             if !matches!(kind_of, Some(Kind::Unsupported(_)))
                 && let Some((path, found)) = unreadable(field, 0)
             {

@@ -13,7 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub(super) use self::columns::Columns;
 
-/// Maximum number of rows of a table. A column of one repeated value takes no room in a file.
+/// Maximum number of rows of a table. A column of one repeated value takes almost no space in a file.
 pub(super) const ROW_LIMIT: u64 = 100_000_000;
 
 /// A source of record batches.
@@ -103,7 +103,7 @@ impl Table {
     }
 }
 
-/// The result of reading broken data by a library, which may panic on it.
+/// Runs a library's reading of data, which may panic if the data is broken.
 pub(super) fn guarded<T>(
     file: &str,
     kind: &str,
@@ -113,7 +113,7 @@ pub(super) fn guarded<T>(
     result.map_err(|what| broken(file, kind, &what))
 }
 
-/// An error about the data of a file that is of this kind.
+/// An error about broken data in a file of this kind.
 pub(super) fn broken(file: &str, kind: &str, what: &str) -> ParseError {
     format_error(file, &format!("broken {kind} data ({what})"), "fetch the file or write it again")
 }

@@ -10,7 +10,7 @@ use arrow_array::{Array, ArrowPrimitiveType, StructArray};
 use arrow_schema::DataType;
 use serde_json::{Map, Value};
 
-/// The room that is left in a record. A few bytes of a file may stand for lists of any length.
+/// The remaining size of a record. A few bytes of a file may encode lists of any length.
 pub(super) struct Room {
     bytes: usize,
     values: usize,
@@ -42,7 +42,7 @@ impl Room {
 /// The value of a row.
 ///
 /// # Errors
-/// A float that JSON has not, or more than a record may hold.
+/// A float that JSON cannot represent, or more than a record may hold.
 pub(super) fn read(array: &dyn Array, row: usize, room: &mut Room) -> Result<Value, String> {
     room.take_value()?;
     if array.is_null(row) {
@@ -79,7 +79,7 @@ pub(super) fn read(array: &dyn Array, row: usize, room: &mut Room) -> Result<Val
         DataType::FixedSizeList(_, _) => list(&array.as_fixed_size_list().value(row), room),
         DataType::Struct(_) => fields(array.as_struct(), row, room),
         DataType::Map(_, _) => map(&array.as_map().value(row), room),
-        // Columns of these types are read only where it matters that there is something.
+        // Columns of these types are read only to know whether they hold anything.
         other => room.take_text(&format!("a value of type {other}")),
     }
 }
