@@ -47,7 +47,7 @@ const BRIEFLY: Duration = Duration::from_secs(15);
 
 /// A store of immutable objects under validated keys. Cheap to clone; clones share their state.
 ///
-/// Transient failures are retried with jitter for about ten seconds.
+/// Transient failures are retried with jitter for 10 to 15 seconds.
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<dyn ObjectStore>,
