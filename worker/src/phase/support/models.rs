@@ -133,7 +133,6 @@ impl<H: Head> Residents<H> {
 
 /// A cache of recently used encoders, keyed by the content of their files. Models change with the phases, but
 /// most have the same tokenizer, and loading a large vocabulary takes a second.
-/// have the same tokenizer, and loading a large vocabulary takes a second.
 #[derive(Default)]
 pub(in crate::phase) struct Encoders(VecDeque<(String, Rc<Encoder>)>);
 
@@ -191,7 +190,7 @@ impl Loader<'_> {
         })
     }
 
-    /// A reward model. A language model gets a fresh head from the job's seed, the same one in every round.
+    /// A reward model. A language model gets a fresh head derived from the job's seed, the same in every round.
     pub(in crate::phase) fn reward_model(&mut self, artifact: &Artifact) -> Result<RewardModel, PhaseError> {
         let (seed, device, holding) = (self.job.seed.into(), self.device, self.holding);
         let checkpointing = self.job.resources.activation_checkpointing;
