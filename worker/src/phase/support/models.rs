@@ -190,7 +190,8 @@ impl Loader<'_> {
         })
     }
 
-    /// A reward model. A language model gets a fresh head derived from the job's seed, the same in every round.
+    /// A reward model. A language model gets a fresh head derived from the job's seed, the same in every
+    /// round.
     pub(in crate::phase) fn reward_model(&mut self, artifact: &Artifact) -> Result<RewardModel, PhaseError> {
         let (seed, device, holding) = (self.job.seed.into(), self.device, self.holding);
         let checkpointing = self.job.resources.activation_checkpointing;
