@@ -1,4 +1,4 @@
-//! SIGKILL of the coordinator only: agents find the next one, and the job ends with the same weights.
+//! SIGKILL of the coordinator alone: agents find the next one, and the job ends with the same weights.
 
 use std::process::Command;
 

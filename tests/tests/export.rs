@@ -1,9 +1,9 @@
-//! `foil export` and model cards, against torch, transformers, PEFT and huggingface_hub.
+//! Checks `foil export` and model cards against torch, transformers, PEFT and huggingface_hub.
 //!
-//! The checks by Python are skipped without `.venv-peers` (scripts/fixtures/setup-peers), or another Python
-//! with its packages named by `FOIL_TEST_PYTHON`.
+//! The Python checks are skipped without `.venv-peers` (scripts/fixtures/setup-peers) or another Python with
+//! its packages, which `FOIL_TEST_PYTHON` can name.
 
-// A test that is skipped says why.
+// Skipped tests print the reason.
 #![allow(clippy::print_stderr)]
 
 use std::fs;
@@ -16,7 +16,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// Runs scripts/fixtures/check_published.py, if there is a Python with what it needs.
+/// Runs scripts/fixtures/check_published.py if a suitable Python is available.
 fn check(packages: &str, arguments: &[&str]) {
     let named = std::env::var_os("FOIL_TEST_PYTHON").map(PathBuf::from);
     let python = named.unwrap_or_else(|| root().join(".venv-peers/bin/python"));
@@ -38,7 +38,7 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
 }
 
-/// Runs `foil` in an empty environment but for the path of the coordinator; returns standard error of a
+/// Runs `foil` in an empty environment except for the path of the coordinator. Returns standard error on
 /// failure.
 fn run(arguments: &[&str]) -> Result<String, String> {
     let output = Command::new(foil()).args(arguments).output().expect("foil starts");
@@ -96,7 +96,7 @@ fn a_jobs_models_travel_with_their_card_merged_and_as_adapters() {
     export("reward@1", &reward, &["--dtype", "bf16"]);
     export("reward", &reward_adapter, &["--adapter", "--base-model", text(&start)]);
 
-    // The same from a directory that was pulled, whose files are verified.
+    // The same from a pulled directory, whose files are verified.
     let pulled = at("pulled");
     service.foil(&["pull", "letters", text(&pulled)]);
     let again = at("again");

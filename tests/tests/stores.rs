@@ -1,4 +1,4 @@
-//! The conformance suite on every kind of store; a store that fails it is refused.
+//! Runs the conformance suite on every kind of store. A store that fails it is rejected.
 
 use std::process::Command;
 
