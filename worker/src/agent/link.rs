@@ -115,7 +115,10 @@ fn classify_end(status: &Status) -> StreamError {
     match status.code() {
         Code::Unauthenticated => {
             // The token file may have been replaced: the next stream uses the new token or is refused.
-            tracing::warn!(reason = status.message(), "the stream's credentials are no longer valid; reconnecting");
+            tracing::warn!(
+                reason = status.message(),
+                "the stream's credentials are no longer valid; reconnecting"
+            );
             StreamError::Lost
         }
         _ => classify(status),
