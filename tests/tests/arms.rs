@@ -124,7 +124,7 @@ fn assert_honest(arms: &[Arm; 5]) {
         assert!(once.golds[0] == always.golds[0], "{} and {} differ in round 1", once.name, always.name);
         assert!(once.last() != always.last(), "{} is {}", once.name, always.name);
     }
-    assert!(apo.golds[0] != fixed.golds[0] && apo.golds[0] != gail.golds[0], "golden answers do nothing");
+    assert!(apo.golds[0] != fixed.golds[0] && apo.golds[0] != gail.golds[0], "golden answers have no effect");
 }
 
 /// Asserts that `a` ends above `golds`, a round of `b`. Returns the difference as text.

@@ -49,7 +49,7 @@ fn a_gang_that_loses_a_rank_resumes_at_its_last_checkpoint() {
             );
             assert!(marker.exists(), "{site} was never reached");
             assert!(run.full_logs().contains("training resumes from a checkpoint"), "{}", run.logs());
-            assert_eq!(steps(&run), steps(&baseline_run), "{site}: metrics.jsonl tells of other steps");
+            assert_eq!(steps(&run), steps(&baseline_run), "{site}: metrics.jsonl has different steps");
         }
     }
 }
@@ -78,7 +78,7 @@ fn a_damaged_checkpoint_is_reported_and_the_previous_one_is_used() {
     let mut first = run.command().stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("foil starts");
     let (started, mut kept) = (Instant::now(), Vec::new());
     while kept.len() < 3 {
-        assert!(started.elapsed() < PATIENCE, "no checkpoints came: {kept:?}\n{}", run.logs());
+        assert!(started.elapsed() < PATIENCE, "there are no checkpoints: {kept:?}\n{}", run.logs());
         std::thread::sleep(Duration::from_millis(20));
         kept = shards(&run.out());
     }

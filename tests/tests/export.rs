@@ -59,7 +59,7 @@ fn exports_are_rounded_as_torch_rounds_and_load_in_transformers() {
             let shards = if dtype == "fp32" { "5GB" } else { "9KB" };
             let flags = ["--dtype", dtype, "--max-shard-size", shards];
             let told = run(&[&["export", text(&source), text(&export)][..], &flags].concat());
-            assert_eq!(told.expect("it is exported").trim(), text(&export));
+            assert_eq!(told.expect("the model must be exported").trim(), text(&export));
             assert_eq!(export.join("model.safetensors.index.json").exists(), dtype != "fp32");
             arguments.extend([text(&source).to_owned(), text(&export).to_owned(), dtype.to_owned()]);
         }
@@ -101,7 +101,7 @@ fn a_jobs_models_travel_with_their_card_merged_and_as_adapters() {
     service.foil(&["pull", "letters", text(&pulled)]);
     let again = at("again");
     run(&["export", text(&pulled.join("rounds/policy@1")), text(&again), "--max-shard-size", "100KB"])
-        .expect("it is exported");
+        .expect("the model must be exported");
     for entry in fs::read_dir(&merged).expect("an export").flatten() {
         let read = |dir: &Path| fs::read(dir.join(entry.file_name())).expect("a file of both");
         assert!(read(&merged) == read(&again), "{:?}", entry.file_name());

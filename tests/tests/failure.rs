@@ -21,14 +21,14 @@ fn bad_rows_fail_as_data_before_any_rank_starts() {
     let run = run.set("data.gold_preferences=null").set(&format!("data.preferences={}", file.display()));
     let (outcome, told) = run.fail();
     assert_eq!(outcome.json["error"]["class"], "data", "{}", outcome.json);
-    assert!(told.contains("pairs.jsonl:1"), "the first bad row is to be named: {told}");
+    assert!(told.contains("pairs.jsonl:1"), "the first bad row must be named: {told}");
 }
 
 #[test]
 fn an_unknown_field_fails_as_user() {
     let (outcome, told) = Run::letters().set("reward_step.losss=gail").fail();
     assert_eq!(outcome.json["error"]["class"], "user", "{}", outcome.json);
-    assert!(told.contains("reward_step.loss"), "the nearest field is to be named: {told}");
+    assert!(told.contains("reward_step.loss"), "the nearest field must be named: {told}");
 }
 
 #[test]
@@ -125,8 +125,8 @@ fn a_nonfinite_loss_names_the_rows_of_its_batch() {
     assert_eq!((&error["class"], &error["attempt"]), (&json!("nonfinite"), &json!(1)), "{error}");
     assert!(error["step"].as_u64().is_some_and(|step| (1..=16).contains(&step)), "{error}");
     let rows = error["rows"].as_array().expect("rows");
-    assert_eq!(rows.len(), 4, "the batch, and no other row: {error}");
-    assert!(rows.contains(&json!(culprit)), "the row with the infinite margin is one of them: {error}");
+    assert_eq!(rows.len(), 4, "only rows of the batch are listed: {error}");
+    assert!(rows.contains(&json!(culprit)), "the row with the infinite margin is listed: {error}");
     assert!(told.contains(&culprit), "{told}");
 }
 

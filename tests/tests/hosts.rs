@@ -1,6 +1,6 @@
 //! Jobs whose ranks are on several hosts.
 
-#![allow(clippy::print_stdout, reason = "figures of a test")]
+#![allow(clippy::print_stdout, reason = "prints the figures of a test")]
 
 use std::fs;
 

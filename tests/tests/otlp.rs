@@ -35,7 +35,7 @@ fn by_id(spans: Vec<SentSpan>) -> BTreeMap<String, SentSpan> {
     let mut all: BTreeMap<String, SentSpan> = BTreeMap::new();
     for span in spans {
         if let Some(first) = all.insert(span.id.clone(), span.clone()) {
-            assert_eq!(first, span, "two spans have one id");
+            assert_eq!(first, span, "two spans have the same id");
             assert_eq!(span.service, "foil-coordinator", "{span:?} came twice");
         }
     }
@@ -50,7 +50,7 @@ fn assert_is_tree(spans: &BTreeMap<String, SentSpan>) {
             assert_eq!(span.parent, CLIENT);
             continue;
         }
-        let parent = spans.get(&span.parent).unwrap_or_else(|| panic!("the parent of {span:?} did not come"));
+        let parent = spans.get(&span.parent).unwrap_or_else(|| panic!("the parent of {span:?} is missing"));
         let begins = parent.start <= span.start + CLOCK_NANOS;
         let ends = span.end <= parent.end + CLOCK_NANOS;
         // A job continues after its submission has ended. A chunk ends with its first result, and a new

@@ -51,7 +51,11 @@ fn a_log_is_followed_to_its_end_and_outlives_its_agent() {
     let mut followed = BufReader::new(follow.stdout.take().expect("a pipe"));
     let mut first = String::new();
     followed.read_line(&mut first).expect("a line");
-    assert_eq!(service.job(&id)["state"], "running", "the first line comes while the job runs: {first}");
+    assert_eq!(
+        service.job(&id)["state"],
+        "running",
+        "the first line must arrive while the job runs: {first}"
+    );
 
     let workers: Value = serde_json::from_str(&service.foil(&["workers", "-o", "json"])).expect("JSON");
     let of_agent = &workers["agents"][0];
@@ -74,7 +78,7 @@ fn a_log_is_followed_to_its_end_and_outlives_its_agent() {
 
     agent.kill();
     let all = json_lines(&service.foil(&["logs", &id, "--json"]));
-    assert_eq!(all.len(), lines.len(), "the agent is gone, its log is not");
+    assert_eq!(all.len(), lines.len(), "the log must outlive its agent");
     let times: Vec<f64> = all.iter().filter_map(|line| line["time"].as_f64()).collect();
     // Threads of one process may write in a different order than they took their timestamps.
     let in_order = times.windows(2).all(|pair| pair[1] > pair[0] - 0.1);

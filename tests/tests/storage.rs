@@ -40,7 +40,7 @@ fn delete_through_a_death(service: &mut Service, coordinator: Process, id: &str,
     let mut delete = Command::new(foil());
     delete.args(["delete", id]).env("FOIL_COORDINATOR", service.urls());
     let delete = delete.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("foil starts");
-    assert!(dying.finish().code().is_none(), "{failpoint} kills it");
+    assert!(dying.finish().code().is_none(), "{failpoint} must kill the coordinator");
     let next = service.restart(Command::new(foil()));
     let Output { status, stdout, stderr } = delete.wait_with_output().expect("its output");
     let told = [stdout, stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();

@@ -2,7 +2,7 @@
 //!
 //! `FOIL_FUZZ_SEED` repeats a run, and `FOIL_FUZZ_RUNS` multiplies its number of inputs.
 
-#![allow(clippy::print_stdout, reason = "figures of a run")]
+#![allow(clippy::print_stdout, reason = "prints the figures of a run")]
 
 use std::any::Any;
 use std::fs;

@@ -4,7 +4,7 @@
 //! part that replaces the small ones, and the last part is marked as such. A rank therefore never waits for
 //! the store. If the agent itself is killed, the log lacks its last seconds.
 
-#![expect(clippy::disallowed_methods, reason = "lines wait for others until a deadline")]
+#![expect(clippy::disallowed_methods, reason = "lines are batched until a deadline")]
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! Shutdown of an agent: ends its ranks and reports their exits to the coordinator.
 
-#![expect(clippy::disallowed_methods, reason = "the grace period ends by the clock")]
+#![expect(clippy::disallowed_methods, reason = "the grace period has a deadline")]
 
 use std::time::Duration;
 

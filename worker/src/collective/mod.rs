@@ -3,7 +3,7 @@
 //! Rank 0 opens a [`RendezvousHost`], publishes its address, and gathers the others, which join at that
 //! [`Rendezvous`]. A gang of one needs no sockets and runs the same code.
 
-#![expect(clippy::disallowed_methods, reason = "ranks wait for each other")]
+#![expect(clippy::disallowed_methods, reason = "ranks poll while they wait for each other")]
 
 mod gradients;
 mod ports;

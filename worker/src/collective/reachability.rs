@@ -3,7 +3,7 @@
 //! The check runs before the backend connects. The backend would report an unreachable rank only after the
 //! timeout of its collectives, as a socket error.
 
-#![expect(clippy::disallowed_methods, reason = "connection attempts end by the clock")]
+#![expect(clippy::disallowed_methods, reason = "connection attempts have a deadline")]
 
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::thread;

@@ -1,7 +1,7 @@
 //! Checkpoints of a gang phase. They are written, hashed and uploaded in the background, and downloaded to
 //! resume.
 
-#![expect(clippy::disallowed_methods, reason = "checkpoints have an interval")]
+#![expect(clippy::disallowed_methods, reason = "checkpoints are taken at intervals")]
 
 use std::path::PathBuf;
 use std::sync::mpsc;

@@ -1,6 +1,6 @@
 //! The rendezvous of a gang, its training, and the upload of its model.
 
-#![expect(clippy::disallowed_methods, reason = "a crashing rank lets its last report out")]
+#![expect(clippy::disallowed_methods, reason = "a crashing rank waits until its last report is sent")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
