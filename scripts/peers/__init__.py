@@ -5,16 +5,16 @@ implementation is a process (or two, data-parallel) that loads once and then rep
 of all implementations can alternate: a temporary slowdown of the machine affects all of them.
 
     workload.py    the workload of an implementation, as the JSON file that both sides read
-    serve.py       the implementation's side of the protocol, for the peers; Foil's is the program foil-bench
-    process.py     the bench's side of it: starts an implementation, asks for repetitions, reads its peak memory
+    serve.py       the peers' side of the protocol; Foil's side is the program foil-bench
+    process.py     the bench's side: starts an implementation, requests repetitions, reads its peak memory
     case.py        a benchmark case, and how it is run: warm-ups, alternating repetitions, medians
-    parity.py      checks that implementations computed the same thing; if not, the case is void
+    parity.py      checks that implementations computed the same results; if not, the case is void
     data.py        token rows from the data sets
     flops.py       the minimum arithmetic of a workload
-    table.py       the rows run so far, and those that were skipped
+    table.py       the rows run so far and the skipped ones
     report.py      the table, the JSON file and RESULTS.md
     row_*.py       the rows
     run_*.py       the peers, each a separate program
 
-Run it through scripts/bench, which first installs and builds what is missing.
+Run it through scripts/bench, which first installs and builds missing parts.
 """

@@ -18,7 +18,7 @@ from peers.machine import Machine
 from peers.setting import ROOT, Setting
 from peers.table import Table
 
-# In the order in which they are run.
+# The rows, in the order in which they run.
 ROWS = {
     "generate": row_generate.generate,
     "eos": row_generate.eos,
@@ -30,7 +30,7 @@ ROWS = {
     "checkpoint": row_checkpoint.checkpoint,
     "weights": row_weights.weights,
 }
-# The quick table leaves out rows that take minutes by themselves.
+# The quick table omits rows that alone take minutes.
 QUICK = ("generate", "eos", "reward", "dpo", "parallel", "checkpoint", "weights")
 RESULTS = Path(__file__).with_name("RESULTS.md")
 FULL_TURNS, QUICK_TURNS = (3, 5), (1, 2)  # warm-ups, repetitions
@@ -93,12 +93,12 @@ def build() -> None:
 
 
 def main() -> None:
-    # SIGTERM is an ordinary exit: runners are ended and scratch files removed.
+    # SIGTERM is an ordinary exit: runners are ended and scratch files are removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: stopped"))
     chosen = arguments()
     if chosen.device == "cuda":
         require_cuda()
-    # Before the build, whose load must not count as that of another program.
+    # Before the build, so that its load does not count as that of another program.
     table = Table(Machine.here(chosen.device, shlex.join(["scripts/bench", *sys.argv[1:]])))
     if not (chosen.peers_only or chosen.no_build):
         build()

@@ -10,13 +10,13 @@ from pathlib import Path
 from peers.parity import Verdict
 from peers.process import Implementation, ImplementationFailed, Running
 
-# Metrics of one repetition, as a runner prints them.
+# Metrics of one repetition, as printed by a runner.
 Metrics = dict
 
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """A rate from the metrics of a repetition: an amount in `unit` per second."""
+    """A rate, in `unit` per second, from an amount in the metrics of a repetition."""
 
     unit: str
     amount: Callable[[Metrics], float]
@@ -49,14 +49,14 @@ class Case:
     title: str
     precision: str
     implementations: list[Implementation]
-    # Run once and not timed, before the case: the reference for the results.
+    # Run once without timing before the case, as the reference for the results.
     checks: list[Implementation]
     parity: Callable[[Records, Records], dict[str, Verdict]]
     measures: tuple[Measure, ...] = (TOKENS,)
     # The minimum arithmetic of a repetition, from its metrics.
     flops: Callable[[Metrics], float] | None = None
     note: str = ""
-    # Long cases take fewer turns than requested.
+    # Long cases get fewer turns than requested.
     max_warm_ups: int | None = None
     max_repetitions: int | None = None
 
@@ -115,7 +115,7 @@ class Outcome:
 
 
 def run(case: Case, warm_ups: int, repetitions: int, scratch: Path) -> Outcome:
-    """Runs the checks, then the case. An implementation that fails is left out; the others continue."""
+    """Runs the checks, then the case. An implementation that fails is excluded; the others continue."""
     warm_ups, repetitions = case.turns(warm_ups, repetitions)
     with tempfile.TemporaryDirectory(dir=scratch, prefix=f"{case.key}-") as directory:
         checks = {c.name: check(c, Path(directory)) for c in case.checks}
@@ -157,7 +157,7 @@ def require(name: str, measure: Measure, metrics: Metrics) -> None:
 
 
 def check(implementation: Implementation, directory: Path) -> Record:
-    """One repetition that is not timed."""
+    """Runs one repetition without timing it."""
     record = Record(implementation.name)
     with failing(record):
         running = Running(implementation, directory)

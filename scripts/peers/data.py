@@ -13,11 +13,11 @@ LONGEST = 256
 
 
 class MissingData(Exception):
-    """A data set is not there; says which and what to do."""
+    """A data set is missing. The message names it and says what to do."""
 
 
 def rows(directory: Path, name: str) -> Iterator[dict]:
-    """The rows of a set, as the file has them."""
+    """The rows of a set, in file order."""
     with open_set(directory, name) as lines:
         yield from map(json.loads, lines)
 
@@ -30,7 +30,7 @@ def open_set(directory: Path, name: str):
 
 
 class Text:
-    """A model directory's tokenizer with the model's own ideas of BOS and EOS."""
+    """The tokenizer of a model directory, with the model's own BOS and EOS."""
 
     def __init__(self, model: Path):
         config = json.loads((model / "config.json").read_text())
@@ -43,7 +43,7 @@ class Text:
         return self.bos + self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def pair(self, prompt: str, chosen: str, rejected: str) -> dict[str, list[int]]:
-        """Tokens may merge across the end of a prompt; an answer then begins at the first token that differs."""
+        """Tokens may merge across the end of a prompt. An answer then begins at the first token that differs."""
         alone, *whole = self.ids(prompt), self.ids(prompt + chosen), self.ids(prompt + rejected)
         shared = min(common_prefix(alone, ids) for ids in whole)
         answers = [ids[shared:] + [self.eos] for ids in whole]
@@ -55,7 +55,7 @@ def common_prefix(left: list[int], right: list[int]) -> int:
 
 
 def preference_pairs(directory: Path, text: Text, longest: int = LONGEST) -> Iterator[dict[str, list[int]]]:
-    """Human pairs in file order whose two rows both fit whole, EOS counted; the others are left out."""
+    """Human pairs in file order whose two rows both fit completely, including EOS; others are skipped."""
     for row in rows(directory, "hh/preferences.train.jsonl.gz"):
         pair = text.pair(row["prompt"], row["chosen"], row["rejected"])
         if row_length(pair) <= longest and pair["chosen"] != pair["rejected"]:
@@ -78,11 +78,11 @@ def batches(pairs: Batch, size: int) -> list[Batch]:
 
 
 def story_beginnings(directory: Path, text: Text, count: int, lengths: tuple[int, int]) -> list[list[int]]:
-    """The first tokens of the first stories; prompt i is cut to a length that cycles through `lengths`, inclusive."""
+    """The first tokens of the first stories. The length of prompt i cycles through `lengths`, inclusive."""
     shortest, longest = lengths
     prompts = []
     with open_set(directory, "tinystories.txt.gz") as lines:
-        # Stories begin where these words stand; the excerpt marks their limits in no other way.
+        # Stories begin with these words; the excerpt does not mark their limits in any other way.
         for line in lines:
             if not line.startswith(("Once upon a time", "One day", "Once there was")):
                 continue

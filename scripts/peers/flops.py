@@ -1,8 +1,8 @@
 """The minimum arithmetic of a workload, to compare a speed with the machine's limit.
 
-Matrix products only, a multiplication and an addition counted as two. Every token counts once: a prompt is computed
-once for its two answers (training) or its samples (generation), and padding not at all. So an implementation that does
-superfluous work shows a smaller fraction of the limit, and none can reach more than 1.
+Only matrix products count, with a multiplication and an addition as two operations. Every token counts once: a prompt once
+for its two answers (training) or its samples (generation), and padding not at all. An implementation that does
+superfluous work therefore shows a smaller fraction of the limit, and none can exceed 1.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from peers.workload import Batch
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What of a model's configuration decides its arithmetic."""
+    """The parts of a model's configuration that determine its arithmetic."""
 
     layers: int
     hidden: int
@@ -43,7 +43,7 @@ class Shape:
         return self.hidden * (2 * self.attention + 2 * self.keys + 3 * self.ffn)
 
     def forward(self, first: int, end: int) -> int:
-        """Of the decoder over positions first..end, each of which attends to itself and all before it."""
+        """Arithmetic of the decoder over positions first..end, each of which attends to itself and all earlier ones."""
         attended = (first + 1 + end) * (end - first) // 2
         return self.layers * (2 * self.layer_weights * (end - first) + 4 * self.attention * attended)
 
@@ -57,18 +57,18 @@ class Shape:
 
 
 def reward(shape: Shape, pairs: Batch) -> int:
-    """Forward, and twice as much backward: 6 per weight and unique token, and attention."""
+    """Forward, and twice as much for backward: 6 per weight and unique token, plus attention."""
     return 3 * sum(map(shape.pair, pairs))
 
 
 def dpo(shape: Shape, pairs: Batch) -> int:
-    """As reward, the reference's forward pass, and both models' heads over answer tokens."""
+    """The arithmetic of `reward`, plus the reference's forward pass and both models' heads over answer tokens."""
     answers = sum(len(pair["chosen"]) + len(pair["rejected"]) for pair in pairs)
     return 4 * (sum(map(shape.pair, pairs)) + shape.head(answers))
 
 
 def generation(shape: Shape, prompts: list[list[int]], samples: int, new_tokens: int) -> float:
-    """Every prompt once, then each new token but an answer's last; answers taken to be of one length."""
+    """Every prompt once, then each new token except an answer's last. Assumes answers of equal length."""
     each = new_tokens / (len(prompts) * samples)
     total = 0.0
     for prompt in prompts:

@@ -1,4 +1,4 @@
-"""What the bench ran on: described for the reader, and its own limit measured."""
+"""The machine that the bench runs on: a description and its measured limits."""
 
 import dataclasses
 import datetime
@@ -14,7 +14,7 @@ import torch
 from peers.process import environment
 from peers.setting import Setting
 
-# Cores busy with other programs from which a warning is given.
+# Number of cores busy with other programs from which a warning is printed.
 BUSY = 0.2
 
 
@@ -25,7 +25,7 @@ class Machine:
     memory_gib: float
     torch: str
     date: str
-    busy_cores: float  # with other programs, in the second before the bench began
+    busy_cores: float  # used by other programs in the second before the bench began
     command: str
 
     @staticmethod
@@ -46,14 +46,14 @@ class Machine:
 
     @property
     def warning(self) -> str:
-        """Not empty where metrics will say more about other programs than about the implementations."""
+        """A warning if metrics would reflect other programs more than the implementations; otherwise empty."""
         if self.busy_cores < BUSY:
             return ""
         return f"other programs kept {self.busy_cores:.1f} cores busy when the bench began; metrics are rough"
 
 
 def busy_cores(seconds: float = 1.0) -> float:
-    """How many cores other programs use while this one sleeps."""
+    """The number of cores used by other programs while this one sleeps."""
 
     def ticks() -> int:
         with open("/proc/stat") as lines:
@@ -66,7 +66,7 @@ def busy_cores(seconds: float = 1.0) -> float:
 
 
 def processor() -> str:
-    """The model's name, with the bf16 units that decide what bf16 is worth."""
+    """The model's name, with the bf16 units that determine the speed of bf16."""
     name, units = platform.machine(), ""
     with open("/proc/cpuinfo") as lines:
         for line in lines:
@@ -84,7 +84,7 @@ Limits = dict[str, float]
 
 
 def matrix_product_limits(setting: Setting, seen: Limits) -> Limits:
-    """Of fp32 and bf16, measured in a process of its own; the best of this time and those seen before."""
+    """Limits of fp32 and bf16, measured in a separate process. Returns the best of this and earlier measurements."""
     command = [sys.executable, "-m", "peers.run_matmul", str(setting.threads), setting.device]
     done = subprocess.run(command, env=environment(setting.threads, setting.scratch), check=True, capture_output=True, text=True)
     return {precision: max(speed, seen.get(precision, 0.0)) for precision, speed in json.loads(done.stdout).items()}

@@ -1,4 +1,4 @@
-"""What the trainers among the peers share: models as transformers loads them, and the shapes of a batch."""
+"""Code shared by the peers that train: loading models with transformers, and the shapes of a batch."""
 
 import torch
 from safetensors.torch import load_file
@@ -11,12 +11,12 @@ logging.disable_progress_bar()
 
 
 def score_weight(workload: Workload) -> torch.Tensor:
-    """The common start of the reward head, [1, hidden]."""
+    """The initial reward head of both sides, [1, hidden]."""
     return load_file(workload.score)["score.weight"]
 
 
 def backbone(workload: Workload) -> torch.nn.Module:
-    """The decoder without a head. Loaded in fp32: bf16 is what autocast makes of products, not what is stored."""
+    """The decoder without a head. Loaded in fp32: autocast computes products in bf16, but weights are stored in fp32."""
     return AutoModel.from_pretrained(workload.model, dtype=torch.float32).to(workload.device)
 
 

@@ -1,4 +1,4 @@
-"""Checks that implementations computed the same thing. A speed without agreement is void.
+"""Checks that implementations computed the same results. A speed without agreement is void.
 
 A case names its reference: for losses the lean PyTorch loop, for greedy tokens transformers' generate.
 """
@@ -11,9 +11,9 @@ from collections.abc import Callable
 LOSS_TOLERANCE = 1e-3
 # Maximum distance of a bf16 run from the fp32 losses, relative to its peers.
 BF16_FACTOR = 1.5
-# Maximum distance that rounding to bf16 explains: beyond it, an implementation computed something else, peers included.
+# Maximum distance that rounding to bf16 explains. Beyond it, an implementation, peers included, computed something else.
 BF16_FARTHEST = 0.1
-# Repetitions start from the same weights, so that only the order of sums in threads may differ.
+# Repetitions start from the same weights, so only the order of sums in threads may differ.
 REPEAT_TOLERANCE = 1e-3
 
 
@@ -42,7 +42,7 @@ def distance(ours: list[float], exact: list[float]) -> float:
 
 
 def unsound(record, tokens: int) -> Verdict | None:
-    """A verdict against an implementation that did other work, or whose repetitions did not start from the same state."""
+    """A verdict on an implementation that did different work, or whose repetitions did not start from the same state."""
     if record.first["tokens"] != tokens:
         return Verdict(False, f"trained on {record.first['tokens']:,} tokens instead of {tokens:,}")
     widest = max(relative(metrics["losses"], record.first["losses"]) for metrics in record.repetitions)
@@ -56,7 +56,7 @@ def missing(names, what: str) -> dict[str, Verdict]:
 
 
 def fp32_losses(reference: str, tokens: int) -> Callable[..., dict[str, Verdict]]:
-    """Every implementation's losses on so many tokens against the reference's, step by step."""
+    """Compares every implementation's losses on this number of tokens with the reference's, step by step."""
 
     def compare(records, _checks) -> dict[str, Verdict]:
         if reference not in records:
@@ -73,12 +73,12 @@ def fp32_losses(reference: str, tokens: int) -> Callable[..., dict[str, Verdict]
 
 
 def bf16_losses(exact: str, reference: str, tokens: int) -> Callable[..., dict[str, Verdict]]:
-    """Foil's distance to exact losses against its peers', on the checks' many small steps.
+    """Compares the distances of Foil and its peers from exact losses, on the checks' many small steps.
 
-    The check named `exact` is an fp32 run, the others are the implementations' bf16 runs of the same steps. How far a few
-    losses are from exact ones is mostly luck, up to a factor of 4 either way for two of them; over two dozen it says
-    how precise a program is. Foil's distance is compared with the largest one of the peers; where even that is
-    within the tolerance of fp32, the tolerance.
+    The check named `exact` is an fp32 run; the others are the implementations' bf16 runs of the same steps. The distance of
+    a few losses from exact ones is mostly luck, up to a factor of 4 either way for two of them; over two dozen it
+    shows how precise a program is. Foil's distance is compared with the largest one of the peers, or with the
+    tolerance of fp32 if that is larger.
     """
 
     def compare(records, checks) -> dict[str, Verdict]:
@@ -100,7 +100,7 @@ def bf16_losses(exact: str, reference: str, tokens: int) -> Callable[..., dict[s
 
 
 def astray(ours: list[float], theirs: list[float]) -> Verdict | None:
-    """A verdict against timed losses that no rounding explains."""
+    """A verdict on timed losses that rounding does not explain."""
     difference = relative(ours, theirs)
     return Verdict(False, f"its timed losses differ by {difference:.1e}") if difference > BF16_FARTHEST else None
 
@@ -112,7 +112,7 @@ def near_enough(far: float | None, bound: float) -> Verdict:
 
 
 def greedy_tokens(reference: str, of_checks: bool) -> Callable[..., dict[str, Verdict]]:
-    """Every token of greedy answers: those of the checks, or those of the case itself where it is greedy."""
+    """Compares every token of greedy answers: those of the checks, or those of the case itself if it is greedy."""
 
     def compare(records, checks) -> dict[str, Verdict]:
         answers = {name: record.first["tokens_out"] for name, record in (checks if of_checks else records).items()}
@@ -139,7 +139,7 @@ def same_tokens(ours: list[list[int]], theirs: list[list[int]], is_reference: bo
 
 
 def same_counts(reference: str) -> Callable[..., dict[str, Verdict]]:
-    """For work whose draws differ: as many pairs, samples and steps as the reference."""
+    """For work with random draws: checks the numbers of pairs, samples and steps against the reference."""
 
     def compare(records, _checks) -> dict[str, Verdict]:
         if reference not in records:

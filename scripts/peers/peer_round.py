@@ -2,8 +2,9 @@
 
     peer_round JOB.yaml OUT
 
-Completions for the golden prompts, RewardTrainer on human pairs and on golden answers against completions, completions
-for the policy's prompts, their rewards, SFTTrainer on the best of each prompt, and both models saved. Reads Foil's job file.
+Generates completions for the golden prompts, trains with RewardTrainer on human pairs and on golden answers against
+completions, generates and scores completions for the policy's prompts, trains with SFTTrainer on the best of each prompt,
+and saves both models. Reads Foil's job file.
 """
 
 import copy
@@ -20,7 +21,7 @@ from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from peers.data import Text
 from peers.round import COUNTS, account
 
-# Batch sizes of generation, scoring and training: the fastest on two cores.
+# Batch sizes of generation, scoring and training that are fastest on two cores.
 PROMPTS_AT_ONCE = 32
 SCORED_AT_ONCE = 32
 MICRO_BATCH = 8
@@ -50,7 +51,7 @@ class PeerRound:
         self.reward.config.pad_token_id = self.pad
 
     def answer(self, text: str, budget: int) -> list[int]:
-        """Tokens of a golden answer, truncated like completions; with EOS only if it is not truncated."""
+        """Tokens of a golden answer, truncated like completions, with EOS only if it is not truncated."""
         ids = self.text.tokenizer.encode(text.strip(), add_special_tokens=False).ids
         return [*ids, self.text.eos][:budget]
 
@@ -137,7 +138,7 @@ def rewards(peer: PeerRound, sequences: list[list[int]]) -> list[float]:
 
 
 def best_of(peer: PeerRound, prompts: list[list[int]], samples: list[list[list[int]]]) -> list[dict]:
-    """The best completion of each prompt by the reward model, with a loss on the completion only."""
+    """The best completion of each prompt according to the reward model, with a loss on the completion only."""
     sequences = [prompt + completion for prompt, completions in zip(prompts, samples) for completion in completions]
     scores = rewards(peer, sequences)
     count = len(samples[0])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 STDERR_LINES = 12
-# No repetition takes nearly as long; a runner that prints nothing for so many seconds hangs.
+# A runner that prints nothing for this many seconds counts as hung; no repetition takes nearly as long.
 SILENT_SECONDS = 1800
 
 
@@ -69,7 +69,7 @@ class Runner:
             raise self.failure("ended before it was told to") from None
 
     def hear(self) -> dict:
-        # One line answers one word, so that nothing can be waiting in the reader's own buffer.
+        # Every command is answered with one line, so nothing can be waiting in the reader's own buffer.
         if not select.select([self.process.stdout], [], [], SILENT_SECONDS)[0]:
             raise self.failure(f"said nothing for {SILENT_SECONDS} seconds")
         line = self.process.stdout.readline()
@@ -104,7 +104,7 @@ class Running:
         stem = "".join(letter if letter.isalnum() else "-" for letter in implementation.name)
         self.runners: list[Runner] = []
         try:
-            # All ranks are started before any is waited for: they wait for one another.
+            # All ranks are started before waiting for any, because they wait for each other.
             for rank, task in enumerate(tasks):
                 self.runners.append(Runner(implementation, task, directory / f"{stem}-{rank}"))
             for runner in self.runners:
@@ -115,19 +115,19 @@ class Running:
             raise
 
     def repetition(self) -> dict:
-        """One repetition's metrics; of several ranks the slowest one's seconds and the mean of their losses."""
+        """The metrics of one repetition; for several ranks, the slowest one's seconds and the mean of their losses."""
         for runner in self.runners:
             runner.say("run")
         metrics = [runner.hear() for runner in self.runners]
         whole = metrics[0] | {"seconds": max(metric["seconds"] for metric in metrics)}
         if "losses" in whole:
-            # Equal shares: the batch's loss, whether ranks report their own or already the batch's.
+            # The mean of equal shares is the batch's loss, whether ranks report their own loss or already the batch's.
             steps = zip(*(metric["losses"] for metric in metrics), strict=True)
             whole["losses"] = [sum(losses) / len(losses) for losses in steps]
         return whole
 
     def quit(self) -> int:
-        """Ends the processes; their peak memory in bytes, summed."""
+        """Ends the processes and returns the sum of their peak memory in bytes."""
         for runner in self.runners:
             runner.say("quit")
         peak = sum(runner.hear()["peak_bytes"] for runner in self.runners)
@@ -142,7 +142,7 @@ class Running:
 
 
 def environment(threads: int, scratch: Path) -> dict[str, str]:
-    """The same for every implementation. Nothing is asked of the network, and scratch files lie on the measured disk."""
+    """The environment, equal for every implementation. It keeps libraries off the network and scratch files on the measured disk."""
     count = str(threads)
     return os.environ | {
         "OMP_NUM_THREADS": count,
@@ -155,7 +155,7 @@ def environment(threads: int, scratch: Path) -> dict[str, str]:
 
 
 def own_gpu(task: Task) -> dict[str, str]:
-    """Ranks share no GPU: each sees its own as the first, by its place among those that the bench sees."""
+    """Ranks share no GPU. Each sees only its own, chosen by rank from those that the bench sees."""
     if task.world <= 1 or getattr(task, "device", "cpu") != "cuda":
         return {}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -25,7 +25,7 @@ def number(value: float) -> str:
 
 
 def lines_of(outcome: Outcome, measure: Measure, limits: Limits) -> list[tuple[str, ...]]:
-    """One line for each implementation, in the order of HEADS."""
+    """One line per implementation, with the columns of HEADS."""
     foil = next((c.name for c in outcome.case.implementations if c.is_foil), None)
     ours = outcome.rate(foil, measure) if foil else None
     lines = []
@@ -162,7 +162,7 @@ def update_results(path: Path, table: Table) -> None:
 
 
 def section_key(text: str) -> str:
-    """The case whose section begins with this text."""
+    """The case of the section that begins with this text."""
     return text.split("\n", 1)[0].removeprefix("**VOID** ")
 
 

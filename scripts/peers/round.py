@@ -8,7 +8,7 @@ from pathlib import Path
 @dataclasses.dataclass(frozen=True)
 class Round:
     command: list[str]
-    out: str  # the directory that the command fills; emptied before it starts
+    out: str  # directory for the command's output; emptied before the command starts
     threads: int
     world: int = 1
 
@@ -27,7 +27,7 @@ COUNTS = "counts.json"
 
 
 def counts(out: Path) -> dict[str, int]:
-    """Numbers of pairs, samples and steps of a round, as the peer wrote them or from Foil's results."""
+    """Numbers of pairs, samples and steps of a round, from the peer's output or from Foil's results."""
     if (out / COUNTS).exists():
         return json.loads((out / COUNTS).read_text())
     steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""Row `checkpoint`: what a job must not lose, written to the disk and read back, against the disk alone."""
+"""Row `checkpoint`: writing a checkpoint to disk and reading it back, compared with the disk alone."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Rows `generate` and `eos`: n samples for each prompt, of fixed length and as long as the model wants."""
+"""Rows `generate` and `eos`: n samples for each prompt, of fixed length or until the model stops."""
 
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from peers.workload import Workload
 
 MODEL = "stories15m"
 PROMPTS, SAMPLES = 32, 4
-# stories15M knows 256 positions: a prompt and 240 new tokens just fit.
+# stories15M has 256 positions: a prompt and 240 new tokens just fit.
 LONGEST_PROMPT = 16
 CAP = 240
 
@@ -48,7 +48,7 @@ def fixed_length(setting: Setting, precision: str) -> Case:
 
 
 def greedy_checks(made: list[Implementation], sampled: Workload) -> list[Implementation]:
-    """Samples of two libraries cannot agree token for token; greedy answers to the same prompts must."""
+    """Samples of two libraries cannot agree token by token; greedy answers to the same prompts must."""
     if sampled.precision != "fp32":
         return []
     greedy = sampled.with_(temperature=0.0, samples=1, max_new=32, min_new=min(32, sampled.min_new))
@@ -56,7 +56,7 @@ def greedy_checks(made: list[Implementation], sampled: Workload) -> list[Impleme
 
 
 def greedy_parity(precision: str, of_checks: bool):
-    """In bf16 a near tie falls either way, and one token changes all that follow; only fp32 is compared."""
+    """In bf16 a near tie may go either way, and one token changes all that follow, so only fp32 is compared."""
     return parity.greedy_tokens("generate", of_checks) if precision == "fp32" else parity.nothing_to_compare
 
 
@@ -101,5 +101,5 @@ def eos(setting: Setting) -> list:
 
 
 def wanted(setting: Setting, precision: str) -> bool:
-    """CPUs are compared in fp32, where greedy answers can be checked; in bf16 only if requested."""
+    """CPUs are compared in fp32, where greedy answers can be checked, and in bf16 only if requested."""
     return precision == "fp32" or setting.device == "cuda" or setting.precisions == ("bf16",)

@@ -1,4 +1,4 @@
-"""Row `parallel`: the same step by one process with all threads and by two processes with half of them each."""
+"""Row `parallel`: the same step by one process with all threads and by two processes with half of the threads each."""
 
 from functools import partial
 

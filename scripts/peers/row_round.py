@@ -1,4 +1,4 @@
-"""Row `round`: one whole round of the peer, by `foil run` and by a script of transformers and TRL."""
+"""Row `round`: one whole round, run by `foil run` and by a script based on transformers and TRL."""
 
 import json
 from functools import partial
@@ -13,7 +13,7 @@ from peers.setting import RELEASE, Setting
 
 NEW_TOKENS = 64
 SAMPLES = 4
-# Human pairs, golden prompts, policy prompts: of the full table and of the quick one.
+# Numbers of human pairs, golden prompts and policy prompts, for the full table and the quick one.
 SIZES = (300, 64, 64), (32, 8, 8)
 LONGEST_PROMPT = data.LONGEST - NEW_TOKENS
 ROUNDS = Measure("rounds/min", lambda _: 60.0)
@@ -25,9 +25,9 @@ def write_rows(path: Path, rows: list[dict]) -> str:
 
 
 def rows_that_fit(setting: Setting, text: Text, directory: Path) -> dict[str, str]:
-    """Files of rows that neither side has to cut: human pairs, golden answers, prompts, and 1 pair to evaluate on.
+    """Files with rows that neither side has to truncate: human pairs, golden answers, prompts, and 1 pair to evaluate on.
 
-    Prompts are distinct and no set shares one with another: both sides then see the same rows.
+    Prompts are distinct within and across sets, so that both sides see the same rows.
     """
     human_count, golden_count, prompt_count = setting.pick(*SIZES)
     seen: set[str] = set()
@@ -49,7 +49,7 @@ def rows_that_fit(setting: Setting, text: Text, directory: Path) -> dict[str, st
 
 
 def peer(setting: Setting, model: Path, files: dict[str, str], precision: str) -> dict:
-    """The job, as Foil's job file; the peer reads the same settings from it."""
+    """The job as a Foil job file, from which the peer reads the same settings."""
     constant = {"kind": "constant"}
     micro_batches = {"micro_batch_tokens": 4096}
     return {
@@ -62,7 +62,7 @@ def peer(setting: Setting, model: Path, files: dict[str, str], precision: str) -
             "preferences": [files["preferences"]],
             "golden": [files["golden"]],
             "prompts": [files["prompts"]],
-            # Evaluation is no part of the peer's work. Foil's cannot be turned off, but one row of it costs little.
+            # The peer does not evaluate. Foil's evaluation cannot be turned off, but on one row it costs little.
             "evaluation": {"preferences": [files["evaluation"]], "prompts": [files["evaluation"]]},
             "golden_holdout": 0.0,
         },
@@ -93,7 +93,7 @@ def peer(setting: Setting, model: Path, files: dict[str, str], precision: str) -
 
 
 def implementations(setting: Setting, job: Path, directory: Path) -> list[Implementation]:
-    """Both sides' whole programs, behind the same clock."""
+    """The whole programs of both sides, timed in the same way."""
 
     def played(name: str, command: list[str]) -> Implementation:
         out = str(directory / name)

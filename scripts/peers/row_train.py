@@ -15,9 +15,9 @@ LEARNING_RATE = 1e-5
 
 
 def spread_batches(setting: Setting, model: Path, count: int, by_length: bool, size: int = BATCH) -> list[Batch]:
-    """`count` batches of consecutive rows, spread evenly over the whole file so that they stand for it.
+    """`count` batches of consecutive rows, spread evenly over the whole file so that they represent it.
 
-    By length, the file is sorted first: rows of one batch are then about equally long.
+    With `by_length`, the file is sorted first, so that rows of one batch have similar lengths.
     """
     rows = list(data.preference_pairs(setting.data, Text(model)))
     if by_length:
@@ -38,9 +38,9 @@ def describe(batches: list[Batch]) -> str:
 
 
 def losses_parity(setting: Setting, workload: Workload, implementations: list[Implementation], steps: int = 24, lean: str = "lean") -> dict:
-    """The checks and the compare: fp32 against the lean loop, bf16 against the lean loop's fp32 losses.
+    """The checks and the comparison: fp32 with the lean loop, bf16 with the lean loop's fp32 losses.
 
-    bf16 is judged on so many steps of two pairs, for which far fewer rows do than for as many timed steps.
+    bf16 is judged on `steps` steps of two pairs, which need far fewer rows than the same number of timed steps.
     """
     tokens = logical_tokens(workload.pairs)
     if workload.precision == "fp32":
@@ -69,7 +69,7 @@ def reward_contest(setting: Setting, precision: str, by_length: bool) -> Case:
     batches = spread_batches(setting, model, setting.pick(6, 2), by_length)
     workload, shape = training(setting, model, "reward", precision, batches)
     lean = setting.peer("lean", "run_lean", workload)
-    # TRL's own grouping by length makes other batches, whose losses could not be compared.
+    # TRL's own grouping by length forms different batches, whose losses could not be compared.
     trl = [] if by_length else [setting.peer("trl", "run_trl", workload)]
     implementations = [*setting.foil(workload), *trl, lean]
     order = "sorted by length" if by_length else "file order"
@@ -105,7 +105,7 @@ def dpo_contest(setting: Setting, precision: str) -> Case:
 def dpo_peers(setting: Setting, workload: Workload) -> list[Implementation]:
     lean = setting.peer("lean", "run_lean", workload)
     if setting.quick:
-        # TRL alone would take the time of all else.
+        # TRL alone would take as long as everything else.
         return [lean]
     return [
         setting.peer("trl", "run_trl", workload),
@@ -142,5 +142,5 @@ def dpo(setting: Setting) -> list:
 
 
 def smollm(setting: Setting) -> list:
-    """bf16 is what this row is about; fp32 only if requested."""
+    """This row measures bf16; fp32 only if requested."""
     return [partial(smollm_contest, setting, "bf16" if "bf16" in setting.precisions else "fp32")]

@@ -1,4 +1,4 @@
-"""Row `weights`: a model's weights to files and back, and from one phase to the next."""
+"""Row `weights`: a model's weights, written to files and read back, and kept from one phase to the next."""
 
 from functools import partial
 

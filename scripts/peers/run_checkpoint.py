@@ -2,9 +2,9 @@
 
     run_checkpoint [--raw] WORKLOAD.json
 
-A checkpoint is what a training service must not lose: parameters and both moments, in fp32. It is written beside the
+A checkpoint is what a training service must not lose: parameters and both moments, in fp32. It is written next to the
 workload file, flushed to the disk with fsync, dropped from the page cache, and read back into tensors. --raw writes and
-reads about as many bytes through one buffer: what the disk gives at the most.
+reads about the same number of bytes through one buffer, which shows the maximum speed of the disk.
 """
 
 import os
@@ -28,13 +28,13 @@ def synced(path: Path) -> None:
 
 
 def forget(path: Path) -> None:
-    """Drops a file's pages from memory, so that reading means the disk. Only clean pages go: call after fsync."""
+    """Drops a file's pages from memory, so that reads go to the disk. Only clean pages are dropped: call it after fsync."""
     with open(path, "rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def state_of(workload: Workload) -> dict[str, torch.Tensor]:
-    """Weights, and moments as they are before the first step: their values do not matter to a disk."""
+    """Weights and the moments before the first step; their values do not matter to a disk."""
     weights = models.causal_model(workload).state_dict()
     moments = {f"{name}.{moment}": value.clone() for name, value in weights.items() for moment in ("m", "v")}
     return weights | moments
@@ -51,7 +51,7 @@ def load(workload: Workload) -> Repetition:
     state = {} if raw else state_of(workload)
     path = Path(sys.argv[-1]).with_suffix(".checkpoint")
     size = 3 * (Path(workload.model) / "model.safetensors").stat().st_size
-    # Random bytes: no file system can compress or skip them.
+    # Random bytes, which no file system can compress or skip.
     block = os.urandom(BLOCK)
 
     def write() -> None:

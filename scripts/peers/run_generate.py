@@ -3,8 +3,8 @@
     run_generate [--static | --continuous] WORKLOAD.json
 
 Prompts of different lengths are padded on the left into one batch. --static keeps keys and values in a cache of fixed
-size, which transformers then compiles; --continuous uses generate_batch, where finished rows leave. Both are for GPUs.
-New tokens are counted up to and with the token that ends an answer, never the padding after it.
+size, for which transformers compiles the model; --continuous uses generate_batch, where finished rows leave the batch. Both
+are for GPUs. New tokens are counted up to and including the token that ends an answer, without the padding after it.
 """
 
 import sys
@@ -20,7 +20,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def settings(workload: Workload, pad: int, static: bool) -> GenerationConfig:
-    """Every field that shapes the distribution is said, because a model directory may bring its own defaults."""
+    """Sets every field that shapes the distribution, because a model directory may contain its own defaults."""
     sampling = dict(do_sample=True, temperature=workload.temperature, top_k=0, top_p=1.0)
     return GenerationConfig(
         **(sampling if workload.temperature > 0 else dict(do_sample=False)),
@@ -41,7 +41,7 @@ def left_padded(prompts: list[list[int]], pad: int, device: str) -> dict[str, to
 
 
 def until_end(answer: list[int], eos: list[int]) -> list[int]:
-    """An answer with its EOS and without what stands behind it."""
+    """An answer including EOS, without anything after it."""
     end = next((position for position, token in enumerate(answer) if token in eos), len(answer))
     return answer[: end + 1]
 
@@ -60,7 +60,7 @@ def load(workload: Workload) -> Repetition:
         return rows[:, batch["input_ids"].shape[1] :].tolist()
 
     def in_and_out() -> list[list[int]]:
-        # Each sample is a request of its own; equal beginnings share their cache blocks.
+        # Each sample is a separate request; equal prefixes share their cache blocks.
         requests = [prompt for prompt in workload.prompts for _ in range(workload.samples)]
         outputs = model.generate_batch(requests, settings(workload.with_(samples=1), pad, static)).values()
         if len(outputs) < len(requests) or any(output.error for output in outputs):
@@ -75,7 +75,7 @@ def load(workload: Workload) -> Repetition:
         answers = [until_end(row, workload.eos) for row in rows]
         metrics = {"seconds": clock.seconds, "tokens": sum(map(len, answers))}
         if workload.temperature == 0:
-            # Samples of one prompt stand side by side and are all the same.
+            # Samples of one prompt are adjacent and all the same.
             metrics["tokens_out"] = answers[:: workload.samples]
         return metrics
 

@@ -1,7 +1,7 @@
-"""The lean peer: reward and DPO training as a careful engineer writes them in plain PyTorch.
+"""The lean peer: reward and DPO training written carefully in plain PyTorch.
 
-Chosen and rejected in one right-padded forward pass; no attention mask, because a causal model never looks at what
-stands after a row, so that attention takes its fastest kernel; heads only where a loss needs them; fused AdamW.
+Chosen and rejected rows share one right-padded forward pass. There is no attention mask, because a causal model ignores what
+follows a row, so attention uses its fastest kernel. Heads are applied only where a loss needs them, and AdamW is fused.
 With world 2 the loss is wrapped in DistributedDataParallel over Gloo (NCCL on GPUs).
 """
 
@@ -19,7 +19,7 @@ from peers.workload import Batch, Workload, logical_tokens, unused_token
 
 
 class Reward(nn.Module):
-    """Bradley-Terry: the mean of −log σ(r_chosen − r_rejected), with the reward read at a row's last token."""
+    """Bradley-Terry: the mean of −log σ(r_chosen − r_rejected), with the reward at a row's last token."""
 
     def __init__(self, workload: Workload):
         super().__init__()
@@ -31,7 +31,7 @@ class Reward(nn.Module):
     def forward(self, tokens, _starts, ends):
         hidden = self.backbone(input_ids=tokens, use_cache=False).last_hidden_state  # [2 · pairs, longest, hidden]
         last = hidden[torch.arange(len(ends), device=ends.device), ends - 1]
-        # A handful of numbers decides the loss; they are not worth rounding.
+        # Only a few numbers determine the loss; rounding them would not save anything.
         with torch.autocast(tokens.device.type, enabled=False):
             chosen, rejected = self.score(last.float()).squeeze(-1).chunk(2)
         return -functional.logsigmoid(chosen - rejected).mean()
@@ -55,7 +55,7 @@ class Dpo(nn.Module):
 
 
 def answer_log_probs(model: nn.Module, tokens, starts, ends) -> torch.Tensor:
-    """log π(answer | prompt) of each row, [rows]; logits exist for the answers' tokens only."""
+    """log π(answer | prompt) of each row, [rows]. Logits are computed only for the tokens of answers."""
     hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state
     positions = torch.arange(tokens.shape[1] - 1, device=tokens.device)
     answers = (positions >= starts[:, None] - 1) & (positions < ends[:, None] - 1)  # position t predicts token t + 1
@@ -65,7 +65,7 @@ def answer_log_probs(model: nn.Module, tokens, starts, ends) -> torch.Tensor:
 
 
 def share(batch: Batch, workload: Workload) -> Batch:
-    """This rank's rows. Equal shares, so that the mean of the ranks' means is the batch's mean."""
+    """This rank's rows, in equal shares, so that the mean of the ranks' means is the batch's mean."""
     if len(batch) % workload.world:
         raise SystemExit(f"a batch of {len(batch)} pairs does not divide among {workload.world} ranks")
     return batch[workload.rank :: workload.world]
@@ -80,7 +80,7 @@ def load(workload: Workload) -> Repetition:
     tokens = logical_tokens(workload.pairs)
 
     def repetition() -> dict:
-        # Loaded again each time: the same start without a second copy of the weights in memory.
+        # Loaded again each time, for the same start without a second copy of the weights in memory.
         loss_of = {"reward": Reward, "dpo": Dpo}[workload.work](workload)
         trained = [parameter for parameter in loss_of.parameters() if parameter.requires_grad]
         step = models.optimizer(workload, trained)

@@ -1,4 +1,4 @@
-"""The machine's own limit: how fast torch multiplies two square matrices, in fp32 and in bf16.
+"""The machine's own limit: the speed at which torch multiplies two square matrices, in fp32 and in bf16.
 
     run_matmul THREADS DEVICE
 

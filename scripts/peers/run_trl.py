@@ -1,8 +1,8 @@
-"""The peer as shipped: TRL's RewardTrainer and DPOTrainer, fed the workload's token rows.
+"""The peer as shipped: TRL's RewardTrainer and DPOTrainer on the workload's token rows.
 
     run_trl [--precompute] WORKLOAD.json
 
-Only training steps and the reference pass are timed: not the loading of models, nor the construction of a trainer.
+Only training steps and the reference pass are timed, not the loading of models or the construction of a trainer.
 Steps are timed from the trainer's on_train_begin to its on_train_end; with --precompute DPOTrainer computes all
 reference log-probabilities beforehand, and that pass is timed too.
 
@@ -35,7 +35,7 @@ class TimesTraining(TrainerCallback):
 
 
 class Recorded:
-    """Mixed into a trainer: rows are tokens already, and every step's loss is kept unrounded."""
+    """A mixin for trainers: rows are already tokens, and every step's loss is kept unrounded."""
 
     def __init__(self, *arguments, clock: Stopwatch, **keywords):
         self.clock, self.losses = clock, []
@@ -89,7 +89,7 @@ def common_settings(workload: Workload, scratch: Path) -> dict:
 
 
 def tokenizer(workload: Workload):
-    """Brings the pad token: one that no row holds, because pooling looks for the last token that is not padding."""
+    """A tokenizer whose pad token occurs in no row, because pooling looks for the last token that is not padding."""
     made = AutoTokenizer.from_pretrained(workload.model)
     made.pad_token = made.convert_ids_to_tokens(unused_token(workload))
     return made
@@ -114,7 +114,7 @@ def whole_rows(pairs: Batch) -> list[dict[str, list[int]]]:
 
 def dpo_trainer(workload: Workload, scratch: Path, clock: Stopwatch, precompute: bool) -> RecordedDpo:
     rows = [{f"{part}_ids": ids for part, ids in pair.items()} for pair in workload.pairs]
-    # Without precomputing, the trainer itself loads a second model, from the path in the first one's configuration.
+    # Without precomputed log-probabilities, the trainer itself loads a second model, from the path in the first one's configuration.
     return RecordedDpo(
         model=models.causal_model(workload),
         args=DPOConfig(**common_settings(workload, scratch), beta=workload.beta, precompute_ref_log_probs=precompute),

@@ -2,8 +2,8 @@
 
     run_weights WORKLOAD.json
 
-Weights in fp32 are written beside the workload file and read back to the device, with a warm page cache. Between two phases
-a program without resident models does both, and puts the weights into the model.
+Weights in fp32 are written next to the workload file and read back to the device, with a warm page cache. Between two phases,
+a program without resident models does both and loads the weights into the model.
 """
 
 import sys
@@ -30,7 +30,7 @@ def load(workload: Workload) -> Repetition:
         return time.perf_counter() - started
 
     def save() -> None:
-        # Each once, as Foil has them: the head may be the embeddings.
+        # Each tensor once, as in Foil: the head may be the embeddings.
         save_file({name: weight.detach() for name, weight in model.named_parameters()}, path, {"format": "pt"})
 
     def read() -> dict:

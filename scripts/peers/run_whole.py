@@ -1,8 +1,8 @@
-"""Speaks the protocol for a command that plays a whole round: each repetition is a process from start to end.
+"""Runs the protocol for a command that executes a whole round: each repetition is a process from start to end.
 
     run_whole ROUND.json
 
-Its peak memory is the sum of the peaks of all processes that the command started, the largest of all repetitions.
+Its peak memory is the sum of the peaks of all processes that the command started, maximized over repetitions.
 """
 
 import json
@@ -19,7 +19,7 @@ POLL_SECONDS = 0.05
 
 
 def descendants(pid: int) -> list[int]:
-    """A process and all that it started, as far as they live."""
+    """The process and those of its descendants that are still running."""
     found = [pid]
     for parent in found:
         try:
@@ -31,7 +31,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def resident_peak(pid: int) -> int:
-    """A process's own peak so far; 0 if it is gone."""
+    """The process's own peak so far; 0 if it has exited."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:

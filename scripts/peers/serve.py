@@ -1,11 +1,11 @@
 """The peer's side of the protocol between the bench and an implementation.
 
     RUNNER WORKLOAD.json      loads, then prints {"ready": true}
-    stdin: run                does one repetition from the loaded state, prints {"seconds": …, "tokens": …, …}; of
-                              several ranks each prints the tokens of all
+    stdin: run                does one repetition from the loaded state, prints {"seconds": …, "tokens": …, …}; with
+                              several ranks, each prints the tokens of all
     stdin: quit               prints {"peak_bytes": …} and ends with 0
 
-Everything else goes to standard error: what a library prints cannot disturb the protocol.
+Everything else goes to standard error, so that output of libraries cannot disturb the protocol.
 """
 
 import json
@@ -25,7 +25,7 @@ Repetition = Callable[[], dict]
 
 
 class Stopwatch:
-    """Seconds spent inside `with` blocks, with a GPU's queued work included."""
+    """Seconds spent inside `with` blocks, including the GPU's queued work."""
 
     def __init__(self, device: str):
         self.device = device
@@ -52,7 +52,7 @@ def synchronize(device: str) -> None:
 
 
 def peak_bytes(device: str) -> int:
-    """On a CPU the process's largest resident set, libraries included; on a GPU what torch allocated there."""
+    """On a CPU the process's largest resident set, including libraries; on a GPU the memory that torch allocated."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status").read_text()
@@ -61,8 +61,8 @@ def peak_bytes(device: str) -> int:
 
 
 def serve(load: Callable[[Workload], Repetition]) -> None:
-    """The main function of a runner. `load` gets the workload whose path is the last argument."""
-    # Keep the protocol's stdout for ourselves, and let descriptor 1 be standard error for everything else.
+    """The main function of a runner. `load` receives the workload whose path is the last argument."""
+    # Reserve stdout for the protocol, and redirect descriptor 1 to standard error for everything else.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 

@@ -1,4 +1,4 @@
-"""Settings of all rows: paths, options, and how implementations are started."""
+"""Settings of all rows: paths, options, and how to start implementations."""
 
 import dataclasses
 import subprocess
@@ -23,14 +23,14 @@ class Setting:
     peers_only: bool
 
     def foil(self, task: Task, name: str = "foil") -> list[Implementation]:
-        """Foil's implementation, in a list, which is empty with --peers-only."""
+        """Foil's implementation as a list, which is empty with --peers-only."""
         return [] if self.peers_only else [Implementation(name, [str(RELEASE / "foil-bench")], task)]
 
     def peer(self, name: str, program: str, task: Task, *flags: str) -> Implementation:
         return Implementation(name, [sys.executable, "-m", f"peers.{program}", *flags], task)
 
     def pick(self, full, quick):
-        """A size of the full table, or of the quick one."""
+        """The size for the full table or for the quick one."""
         return quick if self.quick else full
 
     def model(self, name: str) -> Path:

@@ -11,10 +11,10 @@ from peers.setting import Setting
 
 
 class NotHere(Exception):
-    """The machine cannot run this case; says why."""
+    """The machine cannot run this case. The message has the reason."""
 
 
-# Makes, from a setting, functions that each prepare one case: preparing may fetch models and tokenize data.
+# Returns functions for a setting, each of which prepares one case. Preparation may fetch models and tokenize data.
 Row = Callable[[Setting], list[Callable[[], case.Case]]]
 
 
@@ -26,8 +26,8 @@ class Table:
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def run(self, name: str, row: Row, setting: Setting, turns: tuple[int, int], show: Callable[["Table"], None]) -> None:
-        """Runs all cases of a row and shows each at once. A row that cannot run here is skipped."""
-        # Measured again for each row: the limit is the best measurement.
+        """Runs all cases of a row and prints each immediately. A row that cannot run here is skipped."""
+        # Measured again for each row; the limit is the best measurement.
         self.limits = matrix_product_limits(setting, self.limits)
         try:
             for prepare in row(setting):
@@ -38,5 +38,5 @@ class Table:
 
     @property
     def unsound(self) -> list[str]:
-        """The rows that make the exit status 1."""
+        """The cases and rows because of which the exit status is 1."""
         return [o.case.key for o in self.outcomes if o.void or o.failures] + list(self.skipped)

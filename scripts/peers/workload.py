@@ -1,6 +1,6 @@
-"""The workload file: what one implementation is asked to do, in the words that Foil's runner and the peers' both read.
+"""The workload file: the task of one implementation, in a format that both Foil's runner and the peers read.
 
-Token ids only: every implementation gets the same rows in the same order, and no tokenizer is part of a measurement.
+It contains only token ids: every implementation gets the same rows in the same order, and measurements include no tokenizer.
 """
 
 import dataclasses
@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-# One optimizer step's pairs: {"prompt": ids, "chosen": ids, "rejected": ids}, the answers without their prompt.
+# The pairs of one optimizer step: {"prompt": ids, "chosen": ids, "rejected": ids}; the answers exclude their prompt.
 Batch = list[dict[str, list[int]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """One repetition's work. Fields that a kind of work does not read keep their defaults."""
+    """The work of one repetition. Fields that a kind of work does not read keep their defaults."""
 
     model: str
     work: str  # generate, reward, dpo, checkpoint or weights
@@ -69,23 +69,23 @@ class Workload:
 
 
 def logical_tokens(pairs: Batch) -> int:
-    """Tokens that training on the pairs means, padding not counted: each answer with its prompt before it."""
+    """Number of tokens in training on the pairs, without padding: each answer preceded by its prompt."""
     return sum(2 * len(pair["prompt"]) + len(pair["chosen"]) + len(pair["rejected"]) for pair in pairs)
 
 
 def unique_tokens(pairs: Batch) -> int:
-    """Tokens with each prompt counted once for its two responses: the minimum to compute."""
+    """Number of tokens if each prompt counts once for its two responses, which is the minimum to compute."""
     return sum(len(pair["prompt"]) + len(pair["chosen"]) + len(pair["rejected"]) for pair in pairs)
 
 
 def unused_token(workload: Workload) -> int:
-    """The lowest id that occurs nowhere: a pad token that no pooling can take for the end of a row."""
+    """The lowest id that does not occur: as a pad token, pooling cannot mistake it for the end of a row."""
     used = {token for pair in workload.pairs for part in ("prompt", "chosen", "rejected") for token in pair[part]}
     used |= {token for prompt in workload.prompts for token in prompt} | set(workload.eos)
     return next(token for token in range(len(used) + 1) if token not in used)
 
 
 def write_reward_head(path: Path, hidden: int, seed: int) -> None:
-    """A head for both sides to start from, at a scale that makes the first rewards differ visibly."""
+    """A common initial head for both sides, at a scale that makes the first rewards differ visibly."""
     generator = torch.Generator().manual_seed(seed)
     save_file({"score.weight": torch.randn(1, hidden, generator=generator) / hidden**0.5}, path)

@@ -1,4 +1,4 @@
-// Kernels that only CUDA has, with the checks of the real ones, computed step by step in fp32: flash attention of
+// Kernels that only CUDA has, computed step by step in fp32 with the checks of the real ones: flash attention of
 // sequences of different lengths, memory-efficient attention, RMSNorm.
 
 #include <ATen/ATen.h>
@@ -15,12 +15,12 @@ using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using OptionalInt = std::optional<std::int64_t>;
 
-// Where one sequence's queries and keys are.
+// Positions of one sequence's queries and keys.
 struct Span {
   std::int64_t query, queries, key, keys;
 };
 
-// The sequences of cumulative lengths, `used` keys of each if given.
+// The sequences with these cumulative lengths, each with `used` keys if given.
 std::vector<Span> spans(const Tensor& q_ends, const Tensor& k_ends, const OptionalTensor& used) {
   const auto q = on_host(q_ends), k = on_host(k_ends);
   const auto lengths = used ? on_host(*used) : Tensor();
@@ -157,7 +157,7 @@ std::tuple<Tensor, Tensor, Tensor> flash_backward(const Tensor& grad, const Tens
   return {to_device(found[0].to(kind)), to_device(found[1].to(kind)), to_device(found[2].to(kind))};
 }
 
-// The checks of memory-efficient attention for sequences end to end: [1, tokens, heads, width].
+// The checks of memory-efficient attention for concatenated sequences: [1, tokens, heads, width].
 void check_efficient(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& q_ends,
                      const OptionalTensor& k_ends, std::int64_t mask) {
   TORCH_CHECK(q_ends && k_ends, "this stand-in has sequences end to end only");
@@ -204,7 +204,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> efficient_backward(
   return {result(found[0]), result(found[1]), result(found[2]), Tensor()};
 }
 
-// Inference under a mask, as scaled_dot_product_attention calls it: [rows, heads, tokens, width].
+// Inference with a mask, as scaled_dot_product_attention calls it: [rows, heads, tokens, width].
 std::tuple<Tensor, Tensor, Tensor, Tensor> masked_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                                             const OptionalTensor& mask, bool log_sum_exp,
                                                             double /*dropout*/, bool causal,
@@ -222,8 +222,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> masked_attention(const Tensor& q, con
   return {to_device(out), to_device(at::zeros({0}, at::kFloat)), none, none};
 }
 
-// As scaled_dot_product_attention chooses on a GPU: efficient attention has no heads that share keys. The math kernel
-// stands for its backward.
+// The choice of scaled_dot_product_attention on a GPU: efficient attention does not support heads that share keys. If
+// gradients are required, the math kernel takes its place.
 std::int64_t choice(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& /*mask*/,
                     double /*dropout*/, bool /*causal*/, std::optional<double> /*scale*/, bool shared_heads) {
   const bool differentiable =

@@ -1,5 +1,5 @@
-// The stand-in as libtorch asks for a device: guard, streams, events and hooks. There is one device and one stream, and
-// every operation is done when it returns.
+// The device interface of the stand-in for libtorch: guard, streams, events and hooks. There is one device and one
+// stream, and every operation is complete when it returns.
 
 #include <ATen/core/Generator.h>
 #include <ATen/detail/CUDAHooksInterface.h>
@@ -49,7 +49,7 @@ C10_REGISTER_GUARD_IMPL(CUDA, Guard)
 namespace at {
 namespace {
 
-// The name under which libtorch looks it up.
+// The name under which libtorch looks the class up.
 class CUDAHooks final : public CUDAHooksInterface {
  public:
   explicit CUDAHooks(CUDAHooksArgs /*none*/) {}

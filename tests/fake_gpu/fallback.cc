@@ -1,5 +1,5 @@
-// Every operation of the CUDA key for which there is no code here: checked as CUDA's kernels check, and computed by the
-// CPU's kernel on the same memory.
+// The fallback for all operations of the CUDA key without an implementation here. Arguments are checked as CUDA's
+// kernels check them, and the CPU's kernel computes on the same memory.
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
@@ -17,7 +17,7 @@ struct Alias {
   at::Tensor original, host;
 };
 
-// The arguments of one call, replaced by aliases; `of` holds those of each argument.
+// The arguments of one call, replaced by aliases; `of` contains the aliases of each argument.
 class Arguments {
  public:
   Arguments(const c10::FunctionSchema& schema, Stack& stack)
@@ -65,7 +65,7 @@ class Arguments {
       return tensor;
     }
     if (!tensor.is_cuda()) {
-      // A scalar on the host travels with the launch of an element-wise kernel; anything else is an error.
+      // A scalar on the host travels with the launch of an element-wise kernel; other host tensors are errors.
       if (tensor.dim() > 0) {
         refuse(c10::str(schema_.operator_name(), ": expected all tensors to be on the same device, but ",
                         schema_.arguments()[argument].name(), " ", tensor.sizes(), " is on ", tensor.device()));
@@ -92,7 +92,7 @@ std::string described(const c10::OperatorHandle& op, const Arguments& arguments)
   return text;
 }
 
-// Gives an argument that the kernel resized the memory and the shape of its alias.
+// Updates an argument that the kernel resized to the memory and shape of its alias.
 void follow(const Alias& alias) {
   if (alias.host.sizes() == alias.original.sizes() && alias.host.const_data_ptr() == alias.original.const_data_ptr()) {
     return;
@@ -103,7 +103,7 @@ void follow(const Alias& alias) {
   original->set_sizes_and_strides(moved.sizes(), moved.strides(), 0);
 }
 
-// A result as a device tensor: a view of an argument where the kernel made one, else a copy.
+// A result as a device tensor: a view of an argument if the kernel returned one, else a copy.
 at::Tensor result_tensor(const at::Tensor& host, const Arguments& arguments) {
   if (!host.defined()) {
     return host;
@@ -119,7 +119,7 @@ at::Tensor result_tensor(const at::Tensor& host, const Arguments& arguments) {
   return view.defined() ? view : to_device(host);
 }
 
-// The argument that a result which is written to is, by the schema's alias annotations.
+// The index of the argument that a written result aliases, according to the schema's alias annotations.
 std::optional<std::size_t> written_argument(const c10::FunctionSchema& schema, const c10::Argument& result) {
   const auto* written = result.alias_info();
   if (written == nullptr || !written->isWrite()) {
@@ -176,7 +176,7 @@ void compute_on_host(const c10::OperatorHandle& op, Stack* stack) {
 
 TORCH_LIBRARY_IMPL(_, CUDA, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&compute_on_host>()); }
 
-// Fused kernels of CUDA in place of which the CPU has a loop over tensors.
+// Fused kernels that exist on CUDA; the CPU has a loop over tensors instead.
 TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   for (const char* name : {"_foreach_add_.Scalar", "_foreach_mul_.Scalar", "_foreach_norm.Scalar", "_foreach_zero_"}) {
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&compute_on_host>());

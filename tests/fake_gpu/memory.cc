@@ -13,7 +13,7 @@
 namespace fake_gpu {
 namespace {
 
-// CUDA's allocator rounds to this, and aligns to it.
+// Size to which CUDA's allocator rounds and aligns.
 constexpr std::size_t kBlock = 512;
 
 std::size_t rounded(std::size_t bytes) { return (bytes + kBlock - 1) / kBlock * kBlock; }
@@ -26,7 +26,7 @@ void* aligned(std::size_t bytes) {
   return block;
 }
 
-// A block begins with its size, before what the tensor gets.
+// A block begins with its size, followed by the tensor's memory.
 void free_device(void* address) {
   if (address == nullptr) {
     return;
@@ -35,7 +35,7 @@ void free_device(void* address) {
   std::size_t bytes;
   std::memcpy(&bytes, block, sizeof bytes);
   freed(static_cast<std::int64_t>(bytes));
-  // NaN for whoever still reads it.
+  // Fills the memory with NaN, to expose reads after it is freed.
   std::memset(address, 0xFF, bytes);
   std::free(block);
 }
@@ -69,7 +69,7 @@ class DeviceMemory final : public c10::DeviceAllocator {
     all.peak = now.peak;
     return stats;
   }
-  // A board of 80 GiB.
+  // Reports a board with 80 GiB.
   std::pair<std::size_t, std::size_t> getMemoryInfo(c10::DeviceIndex /*device*/) override {
     constexpr std::size_t total = std::size_t{80} << 30;
     return {total - static_cast<std::size_t>(memory(/*reset=*/false).live), total};

@@ -1,4 +1,4 @@
-// Device memory and pinned host memory, both in host memory.
+// Device memory and pinned host memory; both are allocated in host memory.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,12 +11,12 @@ c10::Allocator* pinned_memory();
 // Whether `address` is in pinned memory.
 bool is_pinned(const void* address);
 
-// A tensor of uninitialized device memory, all NaN.
+// A tensor of uninitialized device memory, filled with NaN.
 at::Tensor device_tensor(at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType kind);
 
-// The same memory as a CPU tensor.
+// A CPU tensor that shares the memory.
 at::Tensor on_host(const at::Tensor& tensor);
-// A device tensor with the numbers of a CPU tensor, in its layout where that is dense.
+// A device tensor with the numbers of a CPU tensor, and with its layout if that is dense.
 at::Tensor to_device(const at::Tensor& host);
 
 }  // namespace fake_gpu

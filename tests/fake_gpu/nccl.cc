@@ -1,4 +1,4 @@
-// NCCL's process group, over Gloo: it takes device tensors only, as NCCL does.
+// NCCL's process group, implemented over Gloo. Like NCCL, it accepts device tensors only.
 
 #include <new>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
@@ -14,7 +14,7 @@ namespace {
 using c10d::Work;
 using WorkPtr = c10::intrusive_ptr<Work>;
 
-// Work that is done when it is made.
+// Work that is complete on creation.
 class DoneWork final : public Work {
  public:
   explicit DoneWork(const std::vector<at::Tensor>& result) : Work(0, c10d::OpType::UNKNOWN) {
@@ -33,7 +33,7 @@ class DoneWork final : public Work {
 
 WorkPtr done(const std::vector<at::Tensor>& result) { return c10::make_intrusive<DoneWork>(result); }
 
-// A device tensor on the host; bf16 in fp32, since Gloo does not add it reliably.
+// A host copy of a device tensor. bf16 is converted to fp32, since Gloo does not add bf16 reliably.
 at::Tensor taken(const at::Tensor& tensor) {
   if (!tensor.is_cuda()) {
     refuse(c10::str("NCCL takes no tensor on ", tensor.device()));
@@ -43,7 +43,7 @@ at::Tensor taken(const at::Tensor& tensor) {
   return host.scalar_type() == at::kBFloat16 ? host.to(at::kFloat) : host;
 }
 
-// Writes back what `taken` copied.
+// Writes the result back to the tensor that `taken` copied.
 void give(const at::Tensor& host, const at::Tensor& tensor) {
   const auto target = on_host(tensor);
   if (target.data_ptr() != host.data_ptr()) {
@@ -93,7 +93,7 @@ class NcclOverGloo final : public c10d::Backend {
   WorkPtr _reduce_scatter_base(at::Tensor& output, at::Tensor& input,
                                const c10d::ReduceScatterOptions& /*options*/) override {
     note("nccl", c10::str("reduce_scatter ", input.sizes()));
-    // A copy: the input stays as it is.
+    // A copy, because the input must not change.
     std::vector<at::Tensor> whole{taken(input).clone()};
     gloo_->allreduce(whole)->wait();
     const auto part = whole[0].view({size_, -1}).select(0, rank_);
@@ -122,8 +122,9 @@ namespace c10d {
 ProcessGroupNCCL::Options::Options(bool high_priority)
     : Backend::Options(NCCL_BACKEND_NAME, kProcessGroupNCCLDefaultTimeout), is_high_priority_stream(high_priority) {}
 
-// The constructor of ProcessGroupNCCL, under its own symbol: in the memory of one it makes a backend that is called
-// through the base class alone. Defining the class's constructor would need all of its members.
+// Replaces the constructor of ProcessGroupNCCL by its symbol. In the memory of a ProcessGroupNCCL it constructs a
+// backend that is only called through the base class. Defining the class's own constructor would need all of its
+// members.
 void construct(void* memory, c10::intrusive_ptr<Store> store, int rank, int size, c10::intrusive_ptr<ProcessGroupNCCL::Options> options) asm(
     "_ZN4c10d16ProcessGroupNCCLC1EN3c1013intrusive_ptrINS_5StoreENS1_6detail34intrusive_target_default_null_"
     "typeIS3_EEEEiiNS2_INS0_7OptionsENS5_IS8_EEEE");

@@ -32,7 +32,7 @@ void note_copy(const at::Tensor& to, const at::Tensor& from, bool non_blocking) 
     return;
   }
   const auto& host = to.is_cuda() ? from : to;
-  // From and to pageable memory the host waits, whatever it asked for.
+  // Copies from and to pageable memory make the host wait, regardless of `non_blocking`.
   const bool async = non_blocking && is_pinned(host.storage().data());
   note(to.is_cuda() ? "h2d" : "d2h",
        c10::str(async ? "async " : "sync ", from.nbytes(), " ", from.sizes(), c10::toString(from.scalar_type())));

@@ -18,7 +18,7 @@ std::int64_t all_time_peak = 0;
 std::int64_t launches = 0;
 bool broken = false;
 
-// The trace of this process, in the folder FAKE_GPU_TRACE; null without one.
+// The trace of this process, in the folder FAKE_GPU_TRACE; null if that is not set.
 FILE* trace() {
   static FILE* file = [] {
     const char* folder = std::getenv("FAKE_GPU_TRACE");
@@ -38,8 +38,8 @@ std::int64_t limit() {
   return bytes;
 }
 
-// Whether the device breaks now: FAKE_GPU_BREAK is `N FILE`, and it breaks at launch N of the process that creates
-// FILE.
+// Whether the device breaks at this launch. FAKE_GPU_BREAK is `N FILE`: the device breaks at launch N of the process
+// that creates FILE.
 bool breaks() {
   static const std::string text = [] {
     const char* set = std::getenv("FAKE_GPU_BREAK");
@@ -56,7 +56,7 @@ bool breaks() {
   return file >= 0;
 }
 
-// Written at the end of a process, and lost with one that is killed.
+// Written when the process exits; lost if it is killed.
 struct Ending {
   ~Ending() {
     if (FILE* file = trace()) {
@@ -75,7 +75,7 @@ void note(const char* kind, const std::string& text) {
   if (FILE* file = trace()) {
     const std::lock_guard lock(mutex);
     std::fprintf(file, "%s\t%s\n", kind, text.c_str());
-    // A process may be killed; what the host has seen is in the trace.
+    // Flushes what the host has seen, since the process may be killed.
     if (kind[0] == 'd' || kind[0] == 't' || kind[0] == 'i') {
       std::fprintf(file, "memory\t%ld %ld\n", bytes.live, bytes.peak);
       bytes.peak = bytes.live;
@@ -95,7 +95,7 @@ void launch(const std::string& operation) {
     const std::lock_guard lock(mutex);
     ++launches;
     broken = broken || breaks();
-    // The form of at::cuda's checks.
+    // Same format as at::cuda's checks.
     TORCH_CHECK(!broken, "CUDA error: device-side assert triggered");
   }
   note("kernel", operation);

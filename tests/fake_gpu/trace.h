@@ -1,4 +1,4 @@
-// What the stand-in device did: counters, and one line per event.
+// The trace of the stand-in device: counters, and one line per event.
 #pragma once
 
 #include <cstdint>
@@ -15,22 +15,22 @@ namespace fake_gpu {
 //   trouble   what a GPU would not do
 void note(const char* kind, const std::string& text);
 
-// Whether there is a trace; texts that are expensive to make are made only then.
+// Whether there is a trace. Texts that are expensive to produce are produced only then.
 bool tracing();
 
-// Records what a GPU would not do, and throws.
+// Records an operation that a GPU would not perform, and throws.
 [[noreturn]] void refuse(const std::string& what);
 
-// Counts the launch of a kernel. Once the device is broken (FAKE_GPU_BREAK), every launch fails as CUDA's do after a
+// Counts a kernel launch. Once the device is broken (FAKE_GPU_BREAK), every launch fails like CUDA's after a
 // device-side assertion.
 void launch(const std::string& operation);
 
 struct Memory {
   std::int64_t live = 0, peak = 0;
 };
-// Bytes of tensors, and their maximum since the last call with `reset`.
+// Live bytes of tensors, and their maximum since the last call with `reset`.
 Memory memory(bool reset);
-// Adds to the live bytes; throws CUDA's error if they exceed FAKE_GPU_BYTES.
+// Adds to the live bytes. Throws CUDA's error if they exceed FAKE_GPU_BYTES.
 void allocated(std::int64_t bytes);
 void freed(std::int64_t bytes);
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::LazyLock;
 
-/// The directory of the programs, which are built once per test process with its profile, so that no stale
+/// The directory of the programs. They are built once per test process with its profile, so that no stale
 /// program is tested.
 static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| {
     let program = std::env::current_exe().expect("a program knows its own path");

@@ -9,7 +9,7 @@ use rcgen::{
     KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
 };
 
-/// A CA that signs certificates of this machine, and writes them below a directory.
+/// A CA that signs certificates for this machine and writes them to a directory.
 pub struct Ca {
     directory: PathBuf,
     name: String,
@@ -41,17 +41,17 @@ impl Ca {
         self.directory.join(format!("{}.pem", self.name))
     }
 
-    /// A valid certificate for `host`, in files of that name.
+    /// Creates a valid certificate for `host`, in files with the name `file`.
     pub fn sign(&self, file: &str, host: &str) -> Certificate {
         self.sign_until(file, host, 2999)
     }
 
-    /// A certificate that is valid until the year `last`.
+    /// Creates a certificate that is valid until the year `last`.
     pub fn sign_until(&self, file: &str, host: &str, last: i32) -> Certificate {
         self.write(file, params(host, last))
     }
 
-    /// A certificate that names a principal: its name, tenant and role.
+    /// Creates a certificate that names a principal: its name, tenant and role.
     pub fn sign_as(&self, file: &str, [name, tenant, role]: [&str; 3]) -> Certificate {
         let mut params = params(name, 2999);
         params.distinguished_name.push(DnType::CommonName, name);
@@ -60,7 +60,7 @@ impl Ca {
         self.write(file, params)
     }
 
-    /// The file of a list that revokes these certificates.
+    /// Writes a revocation list with these certificates and returns its file.
     pub fn revoke(&self, certificates: &[&Certificate]) -> PathBuf {
         let (from, until) = (date_time_ymd(2001, 1, 1), date_time_ymd(2999, 1, 1));
         let revoked = |certificate: &&Certificate| RevokedCertParams {
@@ -84,7 +84,7 @@ impl Ca {
     }
 
     fn write(&self, file: &str, mut params: CertificateParams) -> Certificate {
-        // No two files of a CA have one name.
+        // File names of a CA are unique, so they can serve as serial numbers.
         let serial = SerialNumber::from(file.as_bytes().to_vec());
         params.serial_number = Some(serial.clone());
         let key = KeyPair::generate().expect("a key");

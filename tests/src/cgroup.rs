@@ -1,4 +1,4 @@
-//! Memory limits by control groups.
+//! Memory limits with control groups.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ impl Cgroup {
                 continue;
             }
             let group = Self(dir);
-            // Without swap, if there is any.
+            // Disables swap, if there is any.
             for swap in ["memory.swappiness", "memory.swap.max"] {
                 let _ = fs::write(group.0.join(swap), "0");
             }

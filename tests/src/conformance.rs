@@ -1,4 +1,4 @@
-//! The conformance suite of stores: the guarantees that Foil relies on.
+//! The conformance suite for stores, which checks the guarantees that Foil relies on.
 
 use std::fmt::Write as _;
 
@@ -6,7 +6,7 @@ use foil_common::storage::object::Digest;
 use foil_common::storage::{Listed, Put, Store, StoreError};
 use futures::TryStreamExt;
 
-/// Checks an empty store; panics at the first violation. Leaves objects behind.
+/// Checks an empty store and panics at the first violation. Leaves objects in the store.
 pub async fn check_store(store: &Store) {
     assert!(store.list("").await.is_err(), "no key is empty");
     store.probe().await.expect("the store keeps the first of two that create a key");
@@ -60,7 +60,7 @@ async fn ranges(store: &Store) {
     assert_eq!((size, stream.try_collect::<Vec<_>>().await.expect("its bytes").len()), (0, 0));
 }
 
-/// Listings are sorted, by whole parts, and complete: stores list a thousand keys per page.
+/// Listings are sorted, consist of whole parts, and are complete. Stores list a thousand keys per page.
 async fn listings(store: &Store) {
     store.create("a/b/y", "").await.expect("created");
     store.create("ab/z", "z").await.expect("created");

@@ -1,5 +1,5 @@
-//! The stand-in device of `tests/fake_gpu`: a `libtorch_cuda.so` that computes in host memory, checks what a
-//! GPU would refuse, and traces what it is asked to do.
+//! The stand-in device of `tests/fake_gpu`: a `libtorch_cuda.so` that computes in host memory, rejects what a
+//! GPU would reject, and traces its calls.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,10 +7,10 @@ use std::sync::LazyLock;
 
 use crate::binaries;
 
-/// The compiled stand-in, or why there is none.
+/// The compiled stand-in, or the reason why there is none.
 static BUILT: LazyLock<Result<PathBuf, String>> = LazyLock::new(build);
 
-/// Compiles what is not up to date, in about half a minute the first time.
+/// Compiles files that are not up to date. This takes about half a minute the first time.
 fn build() -> Result<PathBuf, String> {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let site = repository.join(".venv/site-packages");
@@ -20,19 +20,19 @@ fn build() -> Result<PathBuf, String> {
     let out = binaries::directory().join("fake_gpu");
     let built = Command::new(repository.join("tests/fake_gpu/build")).arg(&out).output();
     let built = built.map_err(|error| error.to_string())?;
-    // A source that does not compile is a failure, not a reason to skip.
+    // A source that does not compile is a failure rather than a reason to skip.
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     Ok(out)
 }
 
-/// The stand-in, and a folder for the traces of the processes that use it.
+/// The stand-in and a folder for the traces of processes that use it.
 pub struct FakeGpu {
     out: PathBuf,
     traces: tempfile::TempDir,
 }
 
 impl FakeGpu {
-    /// `None` where there is nothing to compile it against; says which test is skipped.
+    /// `None` if there is nothing to compile it against. Prints which test is skipped.
     pub fn new(test: &str) -> Option<Self> {
         match &*BUILT {
             Ok(out) => {
@@ -46,7 +46,7 @@ impl FakeGpu {
         }
     }
 
-    /// The variables of a process on the stand-in.
+    /// The environment variables of a process on the stand-in.
     pub fn environment(&self) -> [(&'static str, String); 4] {
         let path = std::env::var("PATH").unwrap_or_default();
         [
@@ -57,7 +57,7 @@ impl FakeGpu {
         ]
     }
 
-    /// The traces of all processes so far that used the device.
+    /// The traces of all processes that have used the device so far.
     pub fn traces(&self) -> Vec<Trace> {
         let files = std::fs::read_dir(self.traces.path()).expect("the folder of the traces");
         let paths = files.flatten().map(|file| file.path());
@@ -70,7 +70,7 @@ impl FakeGpu {
         Trace::read(&self.traces.path().join(format!("trace.{pid}")))
     }
 
-    /// Asserts that no process did what a GPU would refuse, and that some process used the device.
+    /// Asserts that no process did anything that a GPU would reject, and that some process used the device.
     #[track_caller]
     pub fn assert_no_trouble(&self) {
         let traces = self.traces();
@@ -90,14 +90,14 @@ pub struct Event {
     pub text: String,
 }
 
-/// Bytes of tensors.
+/// Memory of tensors in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceMemory {
     pub live: u64,
     pub peak: u64,
 }
 
-/// One process's calls of the device, in order.
+/// One process's device calls, in order.
 #[derive(Clone, Debug, Default)]
 pub struct Trace {
     pub events: Vec<Event>,
@@ -121,23 +121,24 @@ impl Trace {
         self.events.iter().filter(|event| event.kind == "kernel" && event.text.starts_with(name)).count()
     }
 
-    /// Copies from the host, and how many of them the host waits for.
+    /// The number of copies from the host, and how many of them the host waits for.
     pub fn uploads(&self) -> (usize, usize) {
         let waits = self.events.iter().filter(|event| event.kind == "h2d" && event.text.starts_with("sync"));
         (self.count("h2d"), waits.count())
     }
 
-    /// Times that the host waits for the device: copies to the host, scalars, and pageable copies from it.
+    /// The number of times that the host waits for the device: copies to the host, scalars, and pageable
+    /// copies from it.
     pub fn syncs(&self) -> usize {
         self.count("d2h") + self.count("item") + self.uploads().1
     }
 
-    /// The part between two marks, which are copies to the host of so many bytes.
+    /// The part of the trace between two marks, which are copies of these sizes to the host.
     pub fn between(&self, from: usize, to: usize) -> Self {
         Self { events: self.events[self.mark(from) + 1..self.mark(to)].to_vec() }
     }
 
-    /// Memory at a mark; its peak is that since the last copy to the host.
+    /// Memory at a mark. Its peak is the maximum since the last copy to the host.
     pub fn memory_at(&self, mark: usize) -> DeviceMemory {
         let event = &self.events[self.mark(mark) + 1];
         let numbers = event.text.split_once(' ').filter(|_| event.kind == "memory");

@@ -11,7 +11,7 @@ use std::time::Duration;
 /// Maximum length of a request's head.
 const HEAD_BYTES: usize = 64 << 10;
 
-/// Rates of faults in percent of requests. At most one applies to a request.
+/// Rates of faults in percent of requests. At most one fault applies to a request.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Faults {
     /// Refused with 503 and not forwarded.
@@ -22,16 +22,16 @@ pub struct Faults {
     pub lose_reply: u8,
     /// Delay of every request.
     pub delay: Duration,
-    /// Whether conditions are removed, so that a key can be created twice.
+    /// Whether to remove conditions, so that a key can be created twice.
     pub forget_conditions: bool,
 }
 
 impl Faults {
-    /// Every request fails.
+    /// Rates with which every request fails.
     pub const OUTAGE: Self =
         Self { refuse: 100, reset: 0, lose_reply: 0, delay: Duration::ZERO, forget_conditions: false };
 
-    /// Parses `refuse=30 reset=5 lose_reply=5 delay_ms=200 forget_conditions=1`; missing ones are 0.
+    /// Parses `refuse=30 reset=5 lose_reply=5 delay_ms=200 forget_conditions=1`. Missing rates are 0.
     ///
     /// # Errors
     /// An unknown word.
@@ -62,7 +62,7 @@ enum Fault {
     LoseReply,
 }
 
-/// A proxy that runs until its process ends. Clones control the same one.
+/// A proxy that runs until its process ends. Clones control the same proxy.
 #[derive(Debug, Clone)]
 pub struct FaultProxy {
     address: SocketAddr,
@@ -79,7 +79,7 @@ struct Shared {
 }
 
 impl FaultProxy {
-    /// Forwards requests to `to`. The faults follow from the seed and the order of requests.
+    /// Forwards requests to `to`. The faults are a function of the seed and the order of requests.
     ///
     /// # Errors
     /// No port is free.
@@ -97,7 +97,7 @@ impl FaultProxy {
         thread::spawn(move || {
             for near in listener.incoming().flatten() {
                 let serving = Arc::clone(&serving);
-                // Errors of a connection concern only its two ends.
+                // Errors of a connection only affect its two ends.
                 thread::spawn(move || drop(serving.serve(near)));
             }
         });
@@ -113,7 +113,7 @@ impl FaultProxy {
         *self.shared.faults.lock().unwrap_or_else(PoisonError::into_inner) = faults;
     }
 
-    /// Number of requests that failed by injection: a test without any proves nothing.
+    /// Number of requests that failed because of an injected fault. A test without any proves nothing.
     pub fn failed(&self) -> u64 {
         self.shared.failed.load(Ordering::Relaxed)
     }
@@ -197,7 +197,7 @@ fn mix(value: u64) -> u64 {
     value ^ (value >> 31)
 }
 
-/// A request's head, and the first bytes of its body.
+/// Reads a request's head and the first bytes of its body.
 fn read_head(near: &mut TcpStream) -> io::Result<(String, Vec<u8>)> {
     let mut read = Vec::new();
     let mut piece = [0; 8192];
@@ -224,7 +224,7 @@ fn length_of(head: &str) -> usize {
     length.unwrap_or(0)
 }
 
-/// The reply with `Connection: close`.
+/// Adds `Connection: close` to the reply.
 fn closing(reply: Vec<u8>) -> Vec<u8> {
     let Some(end) = reply.windows(4).position(|four| four == b"\r\n\r\n") else { return reply };
     let head = String::from_utf8_lossy(&reply[..end]);
@@ -288,7 +288,7 @@ mod tests {
         proxy.set(Faults::OUTAGE);
         assert!(ask(&proxy, "hello").unwrap().starts_with("HTTP/1.1 503"));
         proxy.set(Faults { reset: 100, ..Faults::default() });
-        // A reset is an error or an end of file, depending on what was read before.
+        // A reset appears as an error or as an end of file, depending on what was read before.
         assert_eq!(ask(&proxy, "hello").unwrap_or_default(), "");
         assert_eq!(done.load(Ordering::Relaxed), 2, "neither got through");
         proxy.set(Faults { lose_reply: 100, ..Faults::default() });

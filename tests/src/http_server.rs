@@ -1,4 +1,4 @@
-//! A small HTTP/1.1 server that answers by a function, for stand-ins of other programs' services.
+//! A small HTTP/1.1 server that answers with a function, as a stand-in for services of other programs.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,11 +13,11 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::Certificate;
 
-/// A request; the names of headers are in lower case.
+/// A request. The names of headers are in lower case.
 #[derive(Debug, Clone)]
 pub struct HttpRequest {
     pub method: String,
-    /// With the query.
+    /// The path, including the query.
     pub path: String,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
@@ -29,19 +29,19 @@ impl HttpRequest {
     }
 }
 
-/// The status with which a handler lets its client wait for ever.
+/// The status with which a handler makes its client wait forever.
 pub const NO_ANSWER: u16 = 0;
 
 type Handler = dyn Fn(HttpRequest) -> (u16, String) + Send + Sync;
 
-/// A server in this process; it ends when it is dropped.
+/// A server in this process that ends when it is dropped.
 pub struct HttpServer {
     address: SocketAddr,
     _runtime: Runtime,
 }
 
 impl HttpServer {
-    /// A server that answers with a status and a body of JSON; by TLS if there is a certificate.
+    /// Starts a server that answers with a status and a JSON body, over TLS if there is a certificate.
     pub fn start(
         certificate: Option<&Certificate>,
         handler: impl Fn(HttpRequest) -> (u16, String) + Send + Sync + 'static,
@@ -106,7 +106,7 @@ async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, handler: &Handle
     }
 }
 
-/// The next request; none once the client has closed the connection.
+/// The next request; `None` once the client has closed the connection.
 async fn next(stream: &mut (impl AsyncRead + Unpin), received: &mut Vec<u8>) -> Option<HttpRequest> {
     const END: &[u8] = b"\r\n\r\n";
     let head = loop {

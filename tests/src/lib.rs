@@ -1,7 +1,8 @@
-//! Harness of the end-to-end tests: real processes of `foil` and `foil-worker` in temporary directories.
+//! Harness of the end-to-end tests, which run real processes of `foil` and `foil-worker` in temporary
+//! directories.
 
 #![allow(clippy::disallowed_methods, reason = "end-to-end tests own their clock and their randomness")]
-// A test that is skipped says why.
+// Skipped tests print the reason.
 #![allow(clippy::print_stderr)]
 
 mod binaries;

@@ -1,5 +1,5 @@
-//! An MLflow server that keeps every value it is sent, also one that it has: unlike MLflow's own, it shows
-//! whether something comes twice.
+//! An MLflow server that keeps every value that it receives, even repeated ones. Unlike MLflow's own server,
+//! it shows whether something is sent twice.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -16,9 +16,9 @@ pub struct SentRun {
     pub status: String,
     pub tags: BTreeMap<String, String>,
     pub params: BTreeMap<String, String>,
-    /// Every value by metric and step, in the order in which they came.
+    /// Every value by metric and step, in order of arrival.
     pub metrics: BTreeMap<(String, i64), Vec<f64>>,
-    /// Every table by its path among the run's artifacts, as often as it came.
+    /// Every received table by its path among the run's artifacts, including repetitions.
     pub tables: BTreeMap<String, Vec<Value>>,
 }
 
@@ -26,14 +26,14 @@ pub struct SentRun {
 struct State {
     experiments: Vec<String>,
     runs: Vec<SentRun>,
-    /// Answers 503 to everything.
+    /// Whether to answer 503 to every request.
     is_down: bool,
     requests: usize,
-    /// Values of `authorization`.
+    /// The received values of `authorization`.
     authorizations: Vec<String>,
 }
 
-/// A server in this process; it ends when it is dropped.
+/// A server in this process that ends when it is dropped.
 pub struct MlflowServer {
     server: HttpServer,
     state: Arc<Mutex<State>>,
@@ -70,7 +70,7 @@ impl MlflowServer {
         self.state.lock().expect("no panic")
     }
 
-    /// Lets the server answer 503 to everything, or work again.
+    /// Makes the server answer 503 to every request, or work again.
     pub fn set_down(&self, is_down: bool) {
         self.state().is_down = is_down;
     }

@@ -1,4 +1,4 @@
-//! Hosts for tests: network namespaces joined by a bridge, if the test runs as root and `ip` exists.
+//! Hosts for tests: network namespaces joined by a bridge. They require root and `ip`.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -73,7 +73,8 @@ impl Namespaces {
             && succeeds("ip", &["-n", &name, "link", "set", "lo", "up"])
     }
 
-    /// A command on a host of its own name, where the directory `hidden` is empty: real hosts share no disk.
+    /// A command on a host with its own host name, where the directory `hidden` is empty, since real hosts
+    /// share no disk.
     pub fn command(&self, host: u8, hidden: Option<&Path>, program: &Path) -> Command {
         let mut command = Command::new("ip");
         let hide = hidden.map(|hidden| format!("mount -t tmpfs none '{}' &&", hidden.display()));
@@ -85,8 +86,8 @@ impl Namespaces {
         command
     }
 
-    /// A link of its own between two hosts, which carries `bytes_per_second` in each direction. `None`, with
-    /// a message on standard error, if this machine's kernel cannot shape traffic.
+    /// Adds a separate link between two hosts, which carries `bytes_per_second` in each direction. `None`,
+    /// with a message on standard error, if this machine's kernel cannot shape traffic.
     pub fn link(&self, one: u8, other: u8, bytes_per_second: u32) -> Option<Link> {
         let link = Link {
             ends: [one, other].map(|host| End {
@@ -127,7 +128,7 @@ impl Link {
         &end.expect("a host of the link").address
     }
 
-    /// The bytes so far in each direction, with the headers of Ethernet.
+    /// The bytes sent so far in each direction, including Ethernet headers.
     pub fn crossed(&self) -> [(String, u64); 2] {
         [&self.ends[0], &self.ends[1]].map(|end| (format!("from host {}", end.host), end.sent()))
     }

@@ -1,4 +1,4 @@
-//! An OpenTelemetry collector that keeps what it is sent.
+//! An OpenTelemetry collector that keeps everything it receives.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
@@ -31,12 +31,12 @@ use tonic::{Request, Response, Status};
 
 use crate::{Certificate, HttpRequest, HttpServer};
 
-/// A span as a process sent it; ids in hex.
+/// A span as a process sent it, with ids in hex.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SentSpan {
     pub trace: String,
     pub id: String,
-    /// Empty if it has none.
+    /// The parent's id, or empty if it has none.
     pub parent: String,
     pub name: String,
     /// Nanoseconds since the Unix epoch.
@@ -71,7 +71,7 @@ impl Received {
         }
     }
 
-    /// Takes a request as OTLP over HTTP has it, compressed by gzip; the status of the answer.
+    /// Takes a gzip-compressed OTLP request over HTTP and returns the status of the answer.
     fn take_post(&mut self, request: &HttpRequest) -> u16 {
         let (kind, encoding) = (request.header("content-type"), request.header("content-encoding"));
         if (request.method.as_str(), kind, encoding) != ("POST", Some("application/x-protobuf"), Some("gzip"))
@@ -97,39 +97,39 @@ struct Services {
     hangs: bool,
 }
 
-/// A collector in this process; it ends when it is dropped.
+/// A collector in this process that ends when it is dropped.
 pub struct OtlpCollector {
     url: String,
     received: Arc<Mutex<Received>>,
     _server: Running,
 }
 
-/// Ends when it is dropped.
+/// The server, which ends when it is dropped.
 enum Running {
     Grpc { _runtime: Runtime },
     Http { _server: HttpServer },
 }
 
 impl OtlpCollector {
-    /// A collector at `https://localhost`, with a certificate for that name.
+    /// Starts a collector at `https://localhost` with a certificate for that name.
     pub fn start_with_tls(certificate: &Certificate) -> Self {
         Self::serve(false, Some(certificate))
     }
 
-    /// A collector of OTLP over HTTP, compressed by gzip, at `https://localhost`, with a certificate for that
-    /// name.
+    /// Starts a collector of gzip-compressed OTLP over HTTP at `https://localhost`, with a certificate for
+    /// that name.
     pub fn start_http_with_tls(certificate: &Certificate) -> Self {
         let received = Arc::<Mutex<Received>>::default();
         let shared = Arc::clone(&received);
         let server = HttpServer::start(Some(certificate), move |request| {
-            // The answer of protobuf to what was taken whole has no bytes.
+            // The protobuf answer to a fully accepted request is empty.
             (shared.lock().expect("no panic").take_post(&request), String::new())
         });
         let url = format!("https://localhost:{}", server.address().port());
         Self { url, received, _server: Running::Http { _server: server } }
     }
 
-    /// A collector that takes connections and never answers.
+    /// Starts a collector that accepts connections and never answers.
     pub fn hanging() -> Self {
         Self::serve(true, None)
     }
@@ -146,7 +146,7 @@ impl OtlpCollector {
         let services = Services { received: Arc::clone(&received), hangs };
         let mut server = Server::builder();
         if let Some(Certificate { certificate, key, .. }) = tls {
-            // There are two in this process, of which tonic would not choose one.
+            // This process has two providers, and tonic would choose neither.
             let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
             let read = |path| std::fs::read(path).expect("a file of the certificate");
             let identity = Identity::from_pem(read(certificate), read(key));
@@ -163,7 +163,7 @@ impl OtlpCollector {
         &self.url
     }
 
-    /// The spans that have come, in their order.
+    /// The received spans, in order of arrival.
     pub fn spans(&self) -> Vec<SentSpan> {
         self.received.lock().expect("no panic").spans.clone()
     }

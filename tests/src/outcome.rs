@@ -28,12 +28,12 @@ impl Estimate {
 pub struct Round(Value);
 
 impl Round {
-    /// A metric, if it exists.
+    /// A metric, if the round has it.
     pub fn get(&self, side: &str, name: &str) -> Option<f64> {
         self.0[side][name].as_f64()
     }
 
-    /// A metric that must exist.
+    /// A metric that the round must have.
     pub fn value(&self, side: &str, name: &str) -> f64 {
         self.get(side, name).unwrap_or_else(|| panic!("{side}.{name} is missing in {}", self.0[side]))
     }
@@ -49,7 +49,7 @@ impl Round {
     }
 }
 
-/// The final object of a run.
+/// The final JSON object of a run.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     pub json: Value,
@@ -76,7 +76,7 @@ impl Outcome {
         self.rounds.last().expect("a finished run has rounds")
     }
 
-    /// The directory of a final model: policy or reward.
+    /// The directory of a final model, policy or reward.
     pub fn artifact(&self, name: &str) -> PathBuf {
         PathBuf::from(
             self.json["artifacts"][name]

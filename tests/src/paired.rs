@@ -1,4 +1,4 @@
-//! Comparison of two runs prompt by prompt.
+//! Compares two runs prompt by prompt.
 
 use std::collections::BTreeMap;
 

@@ -1,11 +1,11 @@
-//! Reading of `/metrics` like a scraper, and the rules of `promtool check metrics`.
+//! Reads `/metrics` like a scraper and applies the rules of `promtool check metrics`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
 
-/// A page that a process serves at `address` over plain HTTP: its status line, and its body.
+/// Fetches a page that a process serves at `address` over plain HTTP. Returns its status line and its body.
 pub fn page(address: &str, path: &str) -> (String, String) {
     let address = address.trim_start_matches("http://");
     let mut stream = TcpStream::connect(address).expect("the process listens");
@@ -17,8 +17,8 @@ pub fn page(address: &str, path: &str) -> (String, String) {
     (head.lines().next().unwrap_or_default().to_owned(), body.to_owned())
 }
 
-/// Findings of `promtool check metrics` on a page; none if it is not installed (Debian's package prometheus
-/// has it).
+/// Findings of `promtool check metrics` on a page; `None` if it is not installed (it is in Debian's package
+/// prometheus).
 pub fn promtool(page: &str) -> Option<String> {
     let spawned = Command::new("promtool")
         .args(["check", "metrics"])
@@ -37,7 +37,7 @@ pub fn promtool(page: &str) -> Option<String> {
     Some(told)
 }
 
-/// A metric of a page: what its comments say, and its series.
+/// A metric on a page: its comments and its series.
 #[derive(Debug, Default)]
 struct Metric {
     help: Option<String>,
@@ -52,7 +52,7 @@ struct Sample {
     value: f64,
 }
 
-/// Problems of a page: of its syntax, and what `promtool check metrics` asks for.
+/// Problems of a page: syntax errors, and violations of the rules of `promtool check metrics`.
 pub fn lint_errors(page: &str) -> Vec<String> {
     let mut problems = Vec::new();
     let metrics = parse(page, &mut problems);
@@ -97,7 +97,7 @@ fn parse(page: &str, problems: &mut Vec<String>) -> BTreeMap<String, Metric> {
     metrics
 }
 
-/// The metric of a series: a histogram's has a suffix more.
+/// The metric of a series. The series of a histogram have an additional suffix.
 fn family_of(series: &str, metrics: &BTreeMap<String, Metric>) -> String {
     let of_histogram = ["_bucket", "_sum", "_count"].iter().find_map(|end| {
         let name = series.strip_suffix(end)?;
@@ -107,7 +107,7 @@ fn family_of(series: &str, metrics: &BTreeMap<String, Metric>) -> String {
     of_histogram.unwrap_or_else(|| series.to_owned())
 }
 
-/// `name{label="value",…} number`, as strict as Prometheus.
+/// Parses `name{label="value",…} number`, as strictly as Prometheus.
 fn sample(line: &str) -> Option<Sample> {
     let end = line.find(['{', ' '])?;
     let (name, mut rest) = (line[..end].to_owned(), &line[end..]);
@@ -140,7 +140,7 @@ fn sample(line: &str) -> Option<Sample> {
     is_valid.then_some(Sample { name, labels, value })
 }
 
-/// The rest of a quoted value, and what follows its closing quote.
+/// Splits the rest of a quoted value from what follows its closing quote.
 fn quoted(text: &str) -> Option<(String, &str)> {
     let (mut value, mut characters) = (String::new(), text.char_indices());
     while let Some((at, character)) = characters.next() {
@@ -157,7 +157,7 @@ fn quoted(text: &str) -> Option<(String, &str)> {
     None
 }
 
-/// Units that Prometheus does not measure in, each with the one that it does.
+/// Units that Prometheus does not use, each with the base unit to use instead.
 const UNITS: &[(&str, &str)] = &[
     ("milliseconds", "seconds"),
     ("microseconds", "seconds"),
@@ -241,7 +241,7 @@ fn check_samples(metric: &Metric, problems: &mut Vec<String>) {
     }
 }
 
-/// Buckets grow up to `+Inf`, which is the count.
+/// Checks that buckets grow up to `+Inf`, which must equal the count.
 fn check_buckets(metric: &Metric, problems: &mut Vec<String>) {
     // Bounds with their counts, the count, and whether there is a sum.
     type Series = (Vec<(f64, f64)>, Option<f64>, bool);
@@ -290,8 +290,8 @@ mod tests {
         );
     }
 
-    /// Each with a fault, and whether promtool sees it too: it knows neither our prefix nor all that
-    /// Prometheus refuses when it scrapes.
+    /// Pages with a fault each, and whether promtool also finds it: it knows neither this project's prefix
+    /// nor all that Prometheus rejects when it scrapes.
     #[test]
     fn each_fault_is_found() {
         let gauge = |name: &str| format!("# HELP {name} D.\n# TYPE {name} gauge\n{name} 1\n");

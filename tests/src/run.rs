@@ -35,7 +35,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// Settings that shrink the letters job to seconds.
+    /// Creates a run of the shrunken letters job.
     pub fn letters() -> Self {
         Self::job(letters_job()).set_all(&SMALL)
     }
@@ -89,7 +89,7 @@ impl Run {
         self.command().output().expect("foil starts")
     }
 
-    /// Runs to the end and asserts success; a failure shows the logs.
+    /// Runs to the end and asserts success. A failure prints the logs.
     pub fn finish(&self) -> Outcome {
         let output = self.output();
         let stdout = String::from_utf8_lossy(&output.stdout);
@@ -109,7 +109,7 @@ impl Run {
         files.iter().map(|file| std::fs::read_to_string(file).unwrap_or_default()).collect()
     }
 
-    /// Runs to the end and asserts failure; returns the `--json` output and standard error.
+    /// Runs to the end and asserts failure. Returns the `--json` output and standard error.
     pub fn fail(&self) -> (Outcome, String) {
         let output = self.output();
         let told = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -11,7 +11,7 @@ use crate::Run;
 #[derive(Clone, Debug)]
 pub struct Completion {
     pub text: String,
-    /// Including EOS.
+    /// Number of tokens, including EOS.
     pub tokens: usize,
     pub reward: f64,
     /// Log-probability under the policy that generated it, summed over its tokens.

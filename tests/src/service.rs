@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::{SMALL, binaries, letters_job};
 
-/// Timeout of everything that a test waits for.
+/// Timeout of everything that tests wait for.
 const PATIENCE: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(20);
 
@@ -19,7 +19,7 @@ const POLL: Duration = Duration::from_millis(20);
 pub struct Process(Child);
 
 impl Process {
-    /// Starts the process; its output is appended to the file `log`.
+    /// Starts the process and appends its output to the file `log`.
     pub fn start(mut command: Command, log: &Path) -> Self {
         let log = File::options().create(true).append(true).open(log).expect("a log file");
         let errors = log.try_clone().expect("a log file");
@@ -66,13 +66,13 @@ impl Drop for Process {
     }
 }
 
-/// A coordinator with its standbys: their files and addresses.
+/// A coordinator with its standbys, files and addresses.
 pub struct Service {
     directory: tempfile::TempDir,
     url: String,
-    /// URL of the store; a directory among the files by default.
+    /// URL of the store; by default a directory in the service's directory.
     store: Option<String>,
-    /// Addresses of the standbys, the next leader first.
+    /// Addresses of the standbys, next leader first.
     standbys: Vec<String>,
 }
 
@@ -105,7 +105,7 @@ impl Service {
         process
     }
 
-    /// After the leader died and its first standby took over, starts a standby in its place.
+    /// Starts a standby in place of the dead leader, after its first standby has taken over.
     pub fn replace_dead(&mut self, command: Command) -> Process {
         let process = self.restart(command);
         let leader = self.standbys.remove(0);
@@ -147,7 +147,7 @@ impl Service {
         std::fs::read_to_string(self.at(name)).unwrap_or_default()
     }
 
-    /// Runs `command` as the client; returns its output.
+    /// Runs `command` as the client and returns its output.
     pub fn client(&self, mut command: Command, arguments: &[&str]) -> String {
         let output =
             command.args(arguments).env("FOIL_COORDINATOR", self.urls()).output().expect("foil starts");
@@ -166,12 +166,12 @@ impl Service {
         self.client(Command::new(binaries::foil()), arguments)
     }
 
-    /// Submits the shrunken letters job for two ranks with the client `command`; returns its id.
+    /// Submits the shrunken letters job for two ranks with the client `command` and returns its id.
     pub fn submit_letters(&self, command: Command) -> String {
         self.submit_letters_with(command, &[])
     }
 
-    /// Submits the shrunken letters job with further settings.
+    /// Submits the shrunken letters job with additional settings.
     pub fn submit_letters_with(&self, command: Command, settings: &[&str]) -> String {
         let mut arguments = vec!["submit", letters_job(), "--set", "resources.ranks=2"];
         arguments.extend(SMALL.iter().chain(settings).flat_map(|assignment| ["--set", assignment]));
@@ -183,7 +183,7 @@ impl Service {
         serde_json::from_str(&self.foil(&["get", id, "-o", "json"])).expect("a job in JSON")
     }
 
-    /// The weights of one of the job's models, pulled with the client `command`.
+    /// Pulls the weights of one of the job's models with the client `command`.
     pub fn weights(&self, command: Command, id: &str, model: &str) -> Vec<u8> {
         let dir = self.at(model);
         self.client(command, &["pull", &format!("{id}/{model}"), dir.to_str().expect("UTF-8")]);

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 const PIECE: usize = 32 << 10;
 
-/// Forwards connections to `to`, each limited to `bytes_per_second` in either direction. Returns its address;
-/// it runs until the test's process ends.
+/// Forwards connections to `to`, each limited to `bytes_per_second` in either direction. Returns its address.
+/// It runs until the test's process ends.
 pub fn slow_link(to: SocketAddr, bytes_per_second: u32) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("an address");
@@ -30,7 +30,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, pause: Duration) {
         if to.write_all(&piece[..read]).is_err() {
             break;
         }
-        // A small message is delayed by its own size only.
+        // A small message is delayed only in proportion to its size.
         thread::sleep(pause.mul_f64(read as f64 / PIECE as f64));
     }
     // The other end may be closed already.

@@ -10,7 +10,7 @@ use serde_json::Value;
 /// A server with an empty store, stopped on drop.
 pub struct StoreServer {
     child: Child,
-    /// The server stops when it is closed.
+    /// The server stops when this is closed.
     stdin: Option<ChildStdin>,
     told: Value,
 }

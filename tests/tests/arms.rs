@@ -1,20 +1,20 @@
-//! The arms of a controlled experiment with the letters job, on one seed: APO against its controls.
+//! The arms of a controlled experiment with the letters job on one seed: APO against its controls.
 //!
-//! The order of the arms is the claim of APO, and is significant here by standard errors over the same
-//! evaluation prompts. Those measure how surely the arms' policies differ, not the variance over seeds.
-//! `FOIL_ARMS=full` runs the arms at the size of the shipped job file, a minute or two each, and
-//! `FOIL_ARMS_SEED` with another seed. By default they are small, two rounds on fewer rows: there APO has not
-//! outgrown a frozen reward model yet, and its lead over it is not asserted.
+//! The order of the arms is the claim of APO. It is significant here by standard errors over the same
+//! evaluation prompts. Those measure how certainly the arms' policies differ, not the variance over seeds.
+//! `FOIL_ARMS=full` runs the arms at the size of the shipped job file, which takes a minute or two each, and
+//! `FOIL_ARMS_SEED` sets another seed. By default they are small, with two rounds on fewer rows. At that size
+//! APO has not outgrown a frozen reward model yet, so its lead over that control is not asserted.
 
 use std::collections::BTreeMap;
 use std::f64::consts::LN_2;
 
 use foil_tests::{Estimate, Outcome, Round, Run, difference, gold_by_prompt, letters_job};
 
-/// Standard errors that a difference must stand out by.
+/// Minimum difference in standard errors.
 const ERRORS: f64 = 2.0;
 
-/// The size of the arms, and the number of concurrent ones.
+/// The size of the arms and the number of concurrent ones.
 struct Size {
     settings: Vec<String>,
     ranks: u32,
@@ -27,7 +27,7 @@ impl Size {
         Self { settings: vec![format!("seed={seed}")], ranks: 2, at_once: 1 }
     }
 
-    /// Some seconds of CPU an arm. Evaluation is cheap: many prompts keep its errors small.
+    /// Takes some seconds of CPU per arm. Evaluation is cheap: many prompts keep its errors small.
     fn short() -> Self {
         let settings = [
             "seed=2",
@@ -44,7 +44,7 @@ impl Size {
     }
 }
 
-/// The letters job itself, and with each preset that makes it a control.
+/// The letters job itself, without the presets that turn it into a control.
 const GAME: Option<&str> = None;
 const ARMS: [Option<&str>; 5] =
     [GAME, Some("frozen-apo"), Some("static-rm"), Some("human-only-refresh"), Some("gail")];
@@ -88,14 +88,15 @@ impl Arm {
         self.golds.last().expect("an arm has rounds")
     }
 
-    /// The round of the highest mean, which is chosen on the rows it is compared on, in favor of the control.
+    /// The round with the highest mean. It is chosen on the rows on which it is compared, in favor of the
+    /// control.
     fn best(&self) -> &BTreeMap<u64, f64> {
         let mean = |golds: &BTreeMap<u64, f64>| golds.values().sum::<f64>() / golds.len() as f64;
         self.golds.iter().max_by(|a, b| mean(a).total_cmp(&mean(b))).expect("an arm has rounds")
     }
 
-    /// Asserts the data of the reward models: human pairs or not, golden answers or not, once or in every
-    /// round.
+    /// Asserts the data of the reward models: with or without human pairs, with or without golden answers,
+    /// once or in every round.
     fn assert_trained(&self, humans: bool, golden: bool, every_round: bool) {
         for (round, figures) in (1..).zip(&self.rounds) {
             let trained = ["train_human_pairs", "train_golden_pairs"]
@@ -106,7 +107,7 @@ impl Arm {
     }
 }
 
-/// Asserts that each arm is the experiment that its name says.
+/// Asserts that each arm is the experiment that its name claims.
 fn assert_honest(arms: &[Arm; 5]) {
     let [apo, frozen, fixed, refreshed, gail] = arms;
     apo.assert_trained(true, true, true);
@@ -114,7 +115,7 @@ fn assert_honest(arms: &[Arm; 5]) {
     fixed.assert_trained(true, false, false);
     refreshed.assert_trained(true, false, true);
     gail.assert_trained(false, true, true);
-    // A fresh head scores everything near 0, where a discriminator's two sides cost ln 2 each.
+    // A fresh head scores everything near 0, where each of a discriminator's two sides costs ln 2.
     let first_loss = gail.rounds[0].value("reward", "train_first_loss");
     assert!((first_loss - 2.0 * LN_2).abs() < 0.1, "gail's first loss is {first_loss}, not 2 ln 2");
     assert!(arms.iter().all(|arm| arm.start == apo.start), "the arms start from different policies");
@@ -123,10 +124,10 @@ fn assert_honest(arms: &[Arm; 5]) {
         assert!(once.golds[0] == always.golds[0], "{} and {} differ in round 1", once.name, always.name);
         assert!(once.last() != always.last(), "{} is {}", once.name, always.name);
     }
-    assert!(apo.golds[0] != fixed.golds[0] && apo.golds[0] != gail.golds[0], "golden answers do nothing");
+    assert!(apo.golds[0] != fixed.golds[0] && apo.golds[0] != gail.golds[0], "golden answers have no effect");
 }
 
-/// Asserts that `a` ends above `golds`, a round of `b`; returns the difference as text.
+/// Asserts that `a` ends above `golds`, a round of `b`. Returns the difference as text.
 fn assert_above(a: &Arm, b: &Arm, golds: &BTreeMap<u64, f64>) -> String {
     let Estimate { value, se } = difference(a.last(), golds);
     let told = format!("{} over {}: {value:.3} ± {se:.3}", a.name, b.name);

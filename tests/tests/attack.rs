@@ -1,4 +1,4 @@
-//! A short run of the attacks of `scripts/attack`.
+//! A short run of `scripts/attack`.
 
 use std::process::Command;
 
@@ -6,7 +6,7 @@ use foil_tests::foil;
 
 #[test]
 fn attacks_disturb_neither_a_list_nor_a_job() {
-    // Built with the others.
+    // It is built along with the other programs.
     let attack = foil().with_file_name("foil-attack");
     let output = Command::new(attack).args(["--seconds", "3"]).output().expect("foil-attack starts");
     let told = String::from_utf8_lossy(&output.stdout).into_owned();

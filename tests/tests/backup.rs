@@ -1,10 +1,10 @@
-//! A backup of a running service's store, and its restoration after the store is lost.
+//! Backs up a running service's store and restores it after the store is lost.
 
 use std::process::Command;
 
 use foil_tests::{Process, Run, Service, foil, foil_worker, wait_for};
 
-/// In a map phase; the service continues beyond it before its store is lost.
+/// A map phase; the service continues beyond it before its store is lost.
 const COPIED_IN: &str = "r01.reward.generate";
 const LOST_IN: &str = "r01.policy.generate";
 
@@ -32,7 +32,7 @@ fn a_job_goes_on_from_a_backup_of_a_running_service() {
     std::fs::remove_dir_all(&store).expect("the store is lost");
     std::fs::rename(&backup, &store).expect("the backup takes its place");
 
-    // The agents' ranks are ahead of the coordinator that they meet now.
+    // The agents' ranks are ahead of the restored coordinator.
     let _coordinator = service.restart(Command::new(foil()));
     service.foil(&["watch", &id]);
     let job = service.job(&id);

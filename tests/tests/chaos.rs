@@ -7,7 +7,7 @@ use foil_tests::{StoreServer, foil};
 #[test]
 fn a_short_fault_schedule_changes_no_weights() {
     let store = if StoreServer::s3().is_some() { "s3" } else { "directory" };
-    // Built with the others.
+    // It is built along with the other programs.
     let chaos = foil().with_file_name("foil-chaos");
     let output = Command::new(chaos).args(["--kills", "6", "--seed", "3", "--store", store]).output();
     let output = output.expect("foil-chaos starts");

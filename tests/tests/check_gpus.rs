@@ -22,7 +22,7 @@ fn every_number_of_ranks_has_its_row_and_exact_sums() {
     let rows: Vec<Vec<&str>> = stdout.lines().map(|line| line.split_whitespace().collect()).collect();
     for ranks in ["1", "2", "3"] {
         let row = rows.iter().find(|row| row[0] == ranks).unwrap_or_else(|| panic!("no {ranks} in {stdout}"));
-        // Four collectives, in three kinds, at four lengths.
+        // Four collectives in three kinds at four lengths.
         assert_eq!(row[1..3], ["48", "exact"], "{stdout}");
         assert_eq!(row.last() == Some(&"GB/s"), ranks != "1", "{stdout}");
     }

@@ -9,20 +9,20 @@ use foil_tests::{Process, Run, Service, foil, foil_worker, wait_for};
 use nix::sys::signal::Signal;
 
 const PATIENCE: Duration = Duration::from_secs(240);
-/// Enough steps before and after a checkpoint.
+/// Settings with enough steps before and after a checkpoint.
 const LONG: [&str; 3] = ["sft_step.epochs=3", "sft_step.batch_sequences=32", "reward_step.epochs=3"];
 
 fn job(ranks: u32) -> Run {
     Run::letters().ranks(ranks).set_all(&LONG)
 }
 
-/// The steps of every phase in metrics.jsonl, in its order.
+/// The steps of every phase, in the order of metrics.jsonl.
 fn steps(run: &Run) -> BTreeMap<String, Vec<u64>> {
     let text = std::fs::read_to_string(run.out().join("metrics.jsonl")).expect("metrics.jsonl");
     let mut steps: BTreeMap<String, Vec<u64>> = BTreeMap::new();
     for line in text.lines() {
         let line: serde_json::Value = serde_json::from_str(line).expect("a JSON line");
-        // Some lines are about phases.
+        // Some lines describe phases.
         if let Some(step) = line["step"].as_u64() {
             let phase = line["phase"].as_str().expect("phase");
             steps.entry(phase.to_owned()).or_default().push(step);
@@ -49,7 +49,7 @@ fn a_gang_that_loses_a_rank_resumes_at_its_last_checkpoint() {
             );
             assert!(marker.exists(), "{site} was never reached");
             assert!(run.full_logs().contains("training resumes from a checkpoint"), "{}", run.logs());
-            assert_eq!(steps(&run), steps(&baseline_run), "{site}: metrics.jsonl tells of other steps");
+            assert_eq!(steps(&run), steps(&baseline_run), "{site}: metrics.jsonl has different steps");
         }
     }
 }
@@ -78,14 +78,14 @@ fn a_damaged_checkpoint_is_reported_and_the_previous_one_is_used() {
     let mut first = run.command().stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("foil starts");
     let (started, mut kept) = (Instant::now(), Vec::new());
     while kept.len() < 3 {
-        assert!(started.elapsed() < PATIENCE, "no checkpoints came: {kept:?}\n{}", run.logs());
+        assert!(started.elapsed() < PATIENCE, "there are no checkpoints: {kept:?}\n{}", run.logs());
         std::thread::sleep(Duration::from_millis(20));
         kept = shards(&run.out());
     }
     first.kill().expect("the run can be killed");
     let status = first.wait().expect("the run can be waited for");
     assert!(!status.success(), "the run ended before it was killed");
-    // The last one may not have been committed; the one before it was.
+    // The last one may not have been committed, but the one before it was.
     let kept = shards(&run.out());
     for shard in &kept[kept.len() - 2..] {
         let mut bytes = std::fs::read(shard).expect("a shard can be read");

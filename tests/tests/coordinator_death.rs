@@ -1,4 +1,4 @@
-//! SIGKILL of the coordinator only: agents find the next one, and the job ends with the same weights.
+//! SIGKILL of the coordinator alone: agents find the next one, and the job ends with the same weights.
 
 use std::process::Command;
 
@@ -30,7 +30,7 @@ fn a_killed_and_restarted_coordinator_reaches_the_same_weights() {
 
     let job = service.job(&id);
     assert_eq!(job["state"], "succeeded", "{job}");
-    assert!(agents.iter_mut().all(Process::is_running), "the agents were to outlive their coordinators");
+    assert!(agents.iter_mut().all(Process::is_running), "the agents must outlive their coordinators");
     assert_eq!(job["attempt"], 1, "ranks were to continue\n{}", service.log("serve.log"));
     let weights = |model| service.weights(serve(), &id, model);
     assert!((weights("policy@1"), weights("reward@1")) == baseline, "the weights differ");

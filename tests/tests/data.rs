@@ -1,4 +1,5 @@
-//! Data as people have it: the same rows in other formats, shapes and places give the same job, to the bit.
+//! User data in other formats: the same rows in other formats, shapes and places give the same job, to the
+//! bit.
 
 use std::fs;
 use std::path::Path;
@@ -30,7 +31,7 @@ fn lines(path: &Path, rows: impl Iterator<Item = Value>) {
     fs::write(path, rows.map(|row| format!("{row}\n")).collect::<String>()).expect("a file");
 }
 
-/// Writes a job and its data, as JSON lines.
+/// Writes a job and its data as JSON lines.
 fn write_job(dir: &Path) {
     let sets = letters::generate(11, Counts { sft: 300, golden: 40, prompts: 48, evaluation: 0 });
     let text = |prompt: &Prompt| prompt.last_text().to_owned();
@@ -59,7 +60,7 @@ fn must_convert(dir: &Path, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// The parts of a run's result that do not depend on time: its figures and its weights.
+/// The parts of a run's result that do not depend on time: its metrics and its weights.
 fn result(outcome: &Outcome) -> (Value, Vec<u8>, Vec<u8>) {
     let weights = |name: &str| fs::read(outcome.artifact(name).join("model.safetensors")).expect("weights");
     let mut rounds = outcome.json["rounds"].clone();
@@ -89,7 +90,7 @@ fn other_formats_of_the_same_rows_give_the_same_job_to_the_bit() {
         &format!("data.golden={}", at.join("golden.csv").display()),
         &format!("data.prompts={}#train", at.join("folder").display()),
     ]);
-    // The pairs come from S3, if there is a server.
+    // The pairs come from S3 if a server is available.
     let local = format!("data.preferences={}", at.join("pairs.parquet").display());
     let tables = match StoreServer::s3() {
         None => tables.set(&local),
@@ -106,10 +107,10 @@ fn other_formats_of_the_same_rows_give_the_same_job_to_the_bit() {
     assert_eq!(result(&tables.finish()), result(&lines.finish()));
 }
 
-/// Uploads a file as its owner would, by another program than Foil.
+/// Uploads a file as its owner would, with a program other than Foil.
 fn put(server: &StoreServer, key: &str, file: &Path) {
     let url = format!("http://{}/foil/{key}", server.address());
-    // Not as urllib's default, a form, which the server would parse.
+    // Not as a form, urllib's default, which the server would parse.
     let program = "import sys, urllib.request as u
 headers = {'Content-Type': 'application/octet-stream'}
 u.urlopen(u.Request(sys.argv[1], open(sys.argv[2], 'rb').read(), headers, method='PUT'), timeout=60)";

@@ -1,16 +1,16 @@
-//! Acknowledged writes are synced to disk: not kill -9 but the system calls show that.
+//! Acknowledged writes are synced to disk. System calls show that; kill -9 would not.
 
 use std::process::{Command, Stdio};
 
 use foil_tests::{Service, foil};
 
-/// One system call, in the order of completion.
+/// A system call; calls are ordered by completion.
 #[derive(Debug)]
 struct Call {
     text: String,
 }
 
-/// Parses the output of strace, joining calls that were interrupted by other threads.
+/// Parses the output of strace and joins calls that were interrupted by other threads.
 fn calls(trace: &str) -> Vec<Call> {
     let mut begun: Vec<(&str, String)> = Vec::new();
     let mut calls = Vec::new();
@@ -44,7 +44,7 @@ fn a_record_and_its_directory_are_synced_before_the_client_is_answered() {
     }
     let scratch = tempfile::tempdir().expect("a directory");
     let trace = scratch.path().join("trace");
-    // The coordinator ends with strace, which the shell becomes by exec.
+    // The coordinator ends together with strace, since the shell replaces itself with it by exec.
     let script = "foil=$1; trace=$2; shift 2; serve=$1; shift
         exec strace -f -yy -s 4096 -e trace=fsync,fdatasync,link,linkat,rename,renameat,renameat2,write,writev,sendto,sendmsg \
         -o \"$trace\" \"$foil\" \"$serve\" --parent-pid $$ \"$@\"";
@@ -64,7 +64,7 @@ fn a_record_and_its_directory_are_synced_before_the_client_is_answered() {
         let sends = ["write(", "writev(", "sendto(", "sendmsg("].iter().any(|name| call.starts_with(name));
         sends && call.contains("<TCP:[") && call.contains(&id)
     });
-    // The record of the job: written to a temporary file, which is then renamed to the record.
+    // The job's record is written to a temporary file, which is then renamed.
     let written = find("write of the record", &|call| {
         call.starts_with("write(") && call.contains("/store/meta/log/") && call.contains(&id)
     });
@@ -84,7 +84,7 @@ fn a_record_and_its_directory_are_synced_before_the_client_is_answered() {
     );
 }
 
-/// A sync that succeeded.
+/// Whether the call is a successful sync.
 fn is_sync(call: &str) -> bool {
     (call.starts_with("fsync(") || call.starts_with("fdatasync(")) && call.trim_end().ends_with("= 0")
 }

@@ -1,9 +1,9 @@
-//! `foil export` and model cards, against torch, transformers, PEFT and huggingface_hub.
+//! Checks `foil export` and model cards against torch, transformers, PEFT and huggingface_hub.
 //!
-//! The checks by Python are skipped without `.venv-peers` (scripts/fixtures/setup-peers), or another Python
-//! with its packages named by `FOIL_TEST_PYTHON`.
+//! The Python checks are skipped without `.venv-peers` (scripts/fixtures/setup-peers) or another Python with
+//! its packages, which `FOIL_TEST_PYTHON` can name.
 
-// A test that is skipped says why.
+// Skipped tests print the reason.
 #![allow(clippy::print_stderr)]
 
 use std::fs;
@@ -16,7 +16,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// Runs scripts/fixtures/check_published.py, if there is a Python with what it needs.
+/// Runs scripts/fixtures/check_published.py if a suitable Python is available.
 fn check(packages: &str, arguments: &[&str]) {
     let named = std::env::var_os("FOIL_TEST_PYTHON").map(PathBuf::from);
     let python = named.unwrap_or_else(|| root().join(".venv-peers/bin/python"));
@@ -38,7 +38,7 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
 }
 
-/// Runs `foil` in an empty environment but for the path of the coordinator; returns standard error of a
+/// Runs `foil` in an empty environment except for the path of the coordinator. Returns standard error on
 /// failure.
 fn run(arguments: &[&str]) -> Result<String, String> {
     let output = Command::new(foil()).args(arguments).output().expect("foil starts");
@@ -59,7 +59,7 @@ fn exports_are_rounded_as_torch_rounds_and_load_in_transformers() {
             let shards = if dtype == "fp32" { "5GB" } else { "9KB" };
             let flags = ["--dtype", dtype, "--max-shard-size", shards];
             let told = run(&[&["export", text(&source), text(&export)][..], &flags].concat());
-            assert_eq!(told.expect("it is exported").trim(), text(&export));
+            assert_eq!(told.expect("the model must be exported").trim(), text(&export));
             assert_eq!(export.join("model.safetensors.index.json").exists(), dtype != "fp32");
             arguments.extend([text(&source).to_owned(), text(&export).to_owned(), dtype.to_owned()]);
         }
@@ -96,12 +96,12 @@ fn a_jobs_models_travel_with_their_card_merged_and_as_adapters() {
     export("reward@1", &reward, &["--dtype", "bf16"]);
     export("reward", &reward_adapter, &["--adapter", "--base-model", text(&start)]);
 
-    // The same from a directory that was pulled, whose files are verified.
+    // The same from a pulled directory, whose files are verified.
     let pulled = at("pulled");
     service.foil(&["pull", "letters", text(&pulled)]);
     let again = at("again");
     run(&["export", text(&pulled.join("rounds/policy@1")), text(&again), "--max-shard-size", "100KB"])
-        .expect("it is exported");
+        .expect("the model must be exported");
     for entry in fs::read_dir(&merged).expect("an export").flatten() {
         let read = |dir: &Path| fs::read(dir.join(entry.file_name())).expect("a file of both");
         assert!(read(&merged) == read(&again), "{:?}", entry.file_name());

@@ -9,10 +9,10 @@ use serde_json::Value;
 
 /// A gang before the first model, leases of a map phase, and a gang late in the job.
 const KILLED_IN: [&str; 3] = ["r00.sft", "r01.reward.generate", "r01.policy.train"];
-/// Delays each of these phases by seconds, so that they are observed on a fast machine too.
+/// Delays each of these phases by seconds, so that they can be observed on fast machines too.
 const HOLD: &str = "gang.join=delay@*,phase.generate=delay@*";
 
-/// Whether a job is in this phase or in a later one.
+/// Whether a job is in this phase or a later one.
 fn has_reached(job: &Value, phase: &str) -> bool {
     let phases = job["plan"]["phases"].as_array().expect("phases");
     let place = |id: &str| phases.iter().position(|phase| phase["id"] == id);
@@ -60,11 +60,14 @@ fn a_standby_takes_over_and_the_attempt_the_watch_and_the_weights_survive() {
 
     assert!(watch.finish().success(), "{}", service.log("watch.log"));
     let seen = service.log("watch.log");
-    assert!(seen.contains(&id) && seen.contains("succeeded"), "the watch was to carry on to the end: {seen}");
+    assert!(
+        seen.contains(&id) && seen.contains("succeeded"),
+        "the watch must continue until the end: {seen}"
+    );
     let job = service.job(&id);
     assert_eq!(job["state"], "succeeded", "{job}");
     assert_eq!(job["attempt"], 1, "ranks were to continue\n{}", service.log("serve.log"));
-    assert!(agents.iter_mut().all(Process::is_running), "the agents were to outlive their coordinators");
+    assert!(agents.iter_mut().all(Process::is_running), "the agents must outlive their coordinators");
     let weights = |model| service.weights(serve(), &id, model);
     assert!((weights("policy@1"), weights("reward@1")) == baseline, "the weights differ");
     drop((leader, standby));
@@ -85,9 +88,9 @@ fn a_leader_that_was_stopped_for_a_while_serves_as_standby_afterwards() {
     };
     wait_for("the second coordinator to lead", || of(&urls[1]).status.success().then_some(()));
     let job = service.job(&id);
-    assert_eq!(job["job"], id.as_str(), "a client that knows both does not wait for the one that sleeps");
+    assert_eq!(job["job"], id.as_str(), "a client that knows both does not wait for the stopped one");
     first.signal(Signal::SIGCONT);
-    // It answers from the one that leads.
+    // The leader answers.
     let answer = of(&urls[0]);
     let text = String::from_utf8_lossy(&answer.stdout).into_owned();
     assert!(

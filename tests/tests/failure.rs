@@ -1,4 +1,4 @@
-//! A failed job reports the class, the place, the numbers and advice.
+//! A failed job reports the class and the place of the failure, its figures and advice.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use foil_common::data::rows::{PairRow, Prompt, Row, assign_ids};
 use foil_tests::{Cgroup, Process, Run, Service, foil, foil_worker, letters_job, wait_for};
 use serde_json::{Value, json};
 
-/// The lines of the failed rank's log that `foil run` shows.
+/// The lines of the failed rank's log that `foil run` prints.
 fn tail(told: &str) -> Vec<&str> {
     told.lines().filter(|line| line.starts_with("  | ")).collect()
 }
@@ -21,14 +21,14 @@ fn bad_rows_fail_as_data_before_any_rank_starts() {
     let run = run.set("data.gold_preferences=null").set(&format!("data.preferences={}", file.display()));
     let (outcome, told) = run.fail();
     assert_eq!(outcome.json["error"]["class"], "data", "{}", outcome.json);
-    assert!(told.contains("pairs.jsonl:1"), "the first bad row is to be named: {told}");
+    assert!(told.contains("pairs.jsonl:1"), "the first bad row must be named: {told}");
 }
 
 #[test]
 fn an_unknown_field_fails_as_user() {
     let (outcome, told) = Run::letters().set("reward_step.losss=gail").fail();
     assert_eq!(outcome.json["error"]["class"], "user", "{}", outcome.json);
-    assert!(told.contains("reward_step.loss"), "the nearest field is to be named: {told}");
+    assert!(told.contains("reward_step.loss"), "the nearest field must be named: {told}");
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn equal_completions_fail_as_data_and_end_the_job_at_once() {
     assert!(error["rank"].is_u64() && error["advice"] != "", "{error}");
     let tail = tail(&told);
     assert!(!tail.is_empty() && tail.len() <= 50, "{told}");
-    // Whether all completions are the same or some merely tie depends on the CPU.
+    // Whether all completions are equal or some only tie depends on the CPU.
     let own_words =
         ["no better than another", "all completions of a prompt are the same; raise sampling.temperature"];
     assert!(
@@ -74,7 +74,7 @@ fn a_rank_that_aborts_over_an_allocation_is_out_of_host_memory() {
     assert_eq!(error["last_class"], "out_of_memory", "{error}");
     let memory = &error["memory"];
     assert_eq!(memory["place"], "host", "{error}");
-    // The process may end before its last line is read; a reported size is the requested one.
+    // The process may end before its last line is read. If a size is reported, it is the requested one.
     assert!(memory["requested_bytes"].is_null() || memory["requested_bytes"] == 1u64 << 62, "{error}");
     let (peak, limit) = (memory["peak_bytes"].as_u64(), memory["limit_bytes"].as_u64());
     assert!(peak.is_some_and(|bytes| bytes > 10 << 20) && limit > peak, "{error}");
@@ -125,12 +125,12 @@ fn a_nonfinite_loss_names_the_rows_of_its_batch() {
     assert_eq!((&error["class"], &error["attempt"]), (&json!("nonfinite"), &json!(1)), "{error}");
     assert!(error["step"].as_u64().is_some_and(|step| (1..=16).contains(&step)), "{error}");
     let rows = error["rows"].as_array().expect("rows");
-    assert_eq!(rows.len(), 4, "the batch, and no other row: {error}");
-    assert!(rows.contains(&json!(culprit)), "the row with the infinite margin is one of them: {error}");
+    assert_eq!(rows.len(), 4, "only rows of the batch are listed: {error}");
+    assert!(rows.contains(&json!(culprit)), "the row with the infinite margin is listed: {error}");
     assert!(told.contains(&culprit), "{told}");
 }
 
-/// The letters model with huge layers.
+/// Writes the letters model with huge layers.
 fn huge_model(dir: &Path) -> String {
     let letters = Path::new(letters_job()).with_file_name("letters");
     let model = dir.join("vast");
@@ -163,7 +163,7 @@ fn ended(service: &Service, id: &str) -> Value {
 #[test]
 fn a_model_too_large_for_its_machine_fails_its_job_and_harms_no_other() {
     let (service, _coordinator) = Service::start(Command::new(foil()), "127.0.0.1");
-    // Forty gigabytes of address space; one of the model's matrices takes sixty-four.
+    // Forty gigabytes of address space; one of the model's matrices needs sixty-four.
     let mut agent = Command::new("sh");
     agent.args(["-c", "ulimit -v 40000000 && exec \"$0\" \"$@\""]).arg(foil_worker());
     agent.args(["--coordinator", service.url(), "--ranks", "2"]);
@@ -175,7 +175,8 @@ fn a_model_too_large_for_its_machine_fails_its_job_and_harms_no_other() {
     let failure = &job["failure"];
     assert_eq!(failure["class"], "no_progress", "{failure}");
     let shown = service.foil(&["get", &id]);
-    // Its files take five terabytes, of which few machines have as many free; on others it is out of memory.
+    // The job's files take five terabytes, which few machines have free. With enough disk space, the job runs
+    // out of memory.
     if failure["last_class"] == "store" {
         let (message, advice) = (failure["message"].to_string(), failure["advice"].to_string());
         assert!(message.contains("are free") && advice.contains("--work-dir"), "{failure}");
@@ -183,7 +184,7 @@ fn a_model_too_large_for_its_machine_fails_its_job_and_harms_no_other() {
     } else {
         assert_eq!(failure["last_class"], "out_of_memory", "{failure}");
         let bytes = |name: &str| failure["memory"][name].as_str().and_then(|bytes| bytes.parse::<u64>().ok());
-        // Or the machine's own memory, if that is less.
+        // The machine's own memory, if that is less.
         assert!(bytes("limit_bytes").is_some_and(|bytes| bytes <= 40_000_000 << 10), "{failure}");
         assert!(bytes("requested_bytes").is_some_and(|bytes| bytes >= 1 << 36), "{failure}");
         assert!(shown.contains("out of host memory: 64.0 GiB requested"), "{shown}");
@@ -206,7 +207,7 @@ fn a_rank_killed_by_the_kernel_out_of_memory_is_reported_with_its_size() {
     agent.args(["--coordinator", service.url(), "--ranks", "1"]);
     let agent = Process::start(agent, &service.at("agent.log"));
 
-    // About two gigabytes of weights, in matrices that fit individually.
+    // About two gigabytes of weights, in matrices that each fit.
     let vast = huge_model(&service.at(""));
     let config = service.at("vast/config.json");
     let mut smaller: Value = serde_json::from_slice(&fs::read(&config).expect("there")).expect("JSON");

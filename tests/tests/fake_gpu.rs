@@ -1,9 +1,9 @@
-//! The CUDA and NCCL paths on a stand-in device, which refuses what a GPU would and traces what it is asked
-//! to do. Budgets of launches and copies may only fall.
+//! The CUDA and NCCL paths on a stand-in device, which rejects what a GPU would reject and traces its calls.
+//! Budgets of launches and copies may only decrease.
 //!
-//! `scripts/fake-gpu` runs the long form as well: every method, sharding and number of ranks.
+//! `scripts/fake-gpu` also runs the long form: every method, sharding and number of ranks.
 
-// Helpers of tests are tests to a reader, not to clippy.
+// Clippy does not recognize helpers of tests as test code.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::io::{BufRead, BufReader, Write};
@@ -35,7 +35,7 @@ fn on_gpu(run: Run, gpu: &FakeGpu) -> Run {
     gpu.environment().into_iter().fold(run, |run, (name, value)| run.env(name, value))
 }
 
-/// Runs a job on the stand-in, without trouble.
+/// Runs a job on the stand-in and checks that it causes no trouble.
 fn run_on_gpu(ranks: u32, settings: &[&str]) -> Option<(Run, Outcome)> {
     let gpu = FakeGpu::new("a job on the stand-in")?;
     let run = on_gpu(job(ranks, settings), &gpu);
@@ -56,7 +56,7 @@ fn figures(run: &Run) -> Vec<(String, f64, f64)> {
     figures.collect()
 }
 
-/// Every step in fp32 is that on the CPU.
+/// Checks that every step in fp32 equals that on the CPU.
 #[track_caller]
 fn assert_equal_to_cpu(ranks: u32, settings: &[&str]) {
     let Some((gpu, _)) = run_on_gpu(ranks, settings) else { return };
@@ -83,7 +83,7 @@ fn a_game_in_bf16_meets_no_trouble() {
     run_on_gpu(1, &settings);
 }
 
-/// Every method and loss, on 1, 2 and 4 ranks, in both precisions and shardings.
+/// Covers every method and loss on 1, 2 and 4 ranks, in both precisions and shardings.
 #[test]
 fn all_games_of_the_long_form() {
     if !is_long() {
@@ -119,12 +119,12 @@ fn nccl_sums_are_exact_at_every_number_of_ranks() {
     let output = command.output().unwrap();
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{stderr}");
-    // Four collectives, in four kinds, at four lengths.
+    // Four collectives in four kinds at four lengths.
     assert_eq!(stdout.matches("64       exact").count(), 2, "{stdout}");
     gpu.assert_no_trouble();
 }
 
-/// The largest micro-batch of the plan does not fit: all ranks continue with smaller ones.
+/// The largest micro-batch of the plan does not fit, so all ranks continue with smaller ones.
 #[test]
 fn a_micro_batch_that_does_not_fit_is_cut() {
     let Some(gpu) = FakeGpu::new("a shortage of device memory") else { return };
@@ -138,7 +138,7 @@ fn a_micro_batch_that_does_not_fit_is_cut() {
     assert!(run.full_logs().contains("using smaller micro-batches"), "{}", run.logs());
 }
 
-/// A checkpoint's copies do not wait for the device one by one.
+/// The host does not wait for the device after each copy of a checkpoint.
 #[test]
 fn checkpoints_are_copied_beside_the_devices_other_work() {
     let copies = |steps: u32| {
@@ -158,7 +158,7 @@ fn checkpoints_are_copied_beside_the_devices_other_work() {
     assert_eq!(with.1, without.1, "a checkpoint waits for single copies");
 }
 
-/// A device-side assertion breaks the CUDA context: the rank ends, and a new process continues.
+/// A device-side assertion breaks the CUDA context. The rank ends, and a new process continues.
 #[test]
 fn a_broken_device_ends_its_rank() {
     let Some(gpu) = FakeGpu::new("a broken device") else { return };
@@ -170,7 +170,7 @@ fn a_broken_device_ends_its_rank() {
     assert!(run.full_logs().contains("device-side assert triggered"), "{}", run.logs());
 }
 
-/// A process of `foil-bench` that is a rank.
+/// Starts a process of `foil-bench` as a rank.
 fn start_rank(gpu: &FakeGpu, workload: &Path) -> Child {
     let program = foil_worker().with_file_name("foil-bench");
     let mut command = Command::new(program);
@@ -211,7 +211,7 @@ fn training_of_two_ranks(gpu: &FakeGpu, sharding: &str) -> Vec<Trace> {
     ranks.iter().map(|rank| gpu.trace_of(rank.id())).collect()
 }
 
-/// The last two of a trace's backward passes end here.
+/// The positions at which the last two backward passes of a trace end.
 fn last_backwards(trace: &Trace) -> [usize; 2] {
     let is_end = |text: &str| text.starts_with("aten::embedding_dense_backward");
     let ends: Vec<_> = (0..trace.events.len()).filter(|&at| is_end(&trace.events[at].text)).collect();
@@ -231,7 +231,7 @@ fn collectives(trace: &Trace, name: &str) -> usize {
     trace.events.iter().filter(|event| event.kind == "nccl" && event.text.starts_with(name)).count()
 }
 
-/// In bf16 the reducer sends the upper layers' bucket while lower layers are computed.
+/// In bf16 the reducer sends the upper layers' bucket while lower layers are still computed.
 #[test]
 fn buckets_leave_before_the_backward_pass_ends() {
     let Some(gpu) = FakeGpu::new("overlap of all-reduce") else { return };
@@ -240,14 +240,15 @@ fn buckets_leave_before_the_backward_pass_ends() {
     }
 }
 
-/// From the end of the backward pass before the last one to its end: all that one step does.
+/// The part of a trace from the end of the second-to-last backward pass to the end of the last one: the work
+/// of one step.
 fn last_step(trace: &Trace) -> Trace {
     let [before, last] = last_backwards(trace);
     Trace { events: trace.events[before..last].to_vec() }
 }
 
-/// With ZeRO-1 the units of all layers leave during backward. Collectives work in place: a gradient is copied
-/// once, where `ddp` adds it to a bucket, and parameters are not copied.
+/// With ZeRO-1 the units of all layers are sent during backward. Collectives work in place: a gradient is
+/// copied once, where `ddp` adds it to a bucket, and parameters are not copied.
 #[test]
 fn flat_units_leave_before_the_backward_pass_ends_and_are_not_laid_out() {
     let Some(gpu) = FakeGpu::new("overlap of reduce-scatter") else { return };
@@ -258,7 +259,7 @@ fn flat_units_leave_before_the_backward_pass_ends_and_are_not_laid_out() {
         let backward = last_backward(&trace);
         assert!(collectives(&backward, "reduce_scatter") >= 7, "{:?}", backward.events);
         let step = last_step(&trace);
-        // Those, norms and embeddings: one sum and one gathering of each.
+        // The same units plus norms and embeddings: one sum and one gathering each.
         assert_eq!(collectives(&step, "reduce_scatter"), 9);
         assert_eq!(collectives(&step, "allgather"), 9);
         // Seven matrices in each layer, 13 norms, the head and the embeddings.
@@ -278,7 +279,7 @@ fn scenarios(gpu: &FakeGpu) -> Trace {
     gpu.trace_of(pid)
 }
 
-/// `what` takes at most `bound`; a smaller number is the new bound.
+/// Checks that `what` takes at most `bound`. A smaller number becomes the new bound.
 #[track_caller]
 fn within(what: &str, found: usize, bound: usize) {
     println!("{what}: {found} of {bound}");
@@ -327,7 +328,7 @@ fn launches_and_copies_stay_within_their_budgets() {
     }
 }
 
-/// A step's memory is within what the plan foretells, and not far below it.
+/// Checks that a step's memory is within the plan's estimate and not far below it.
 #[track_caller]
 fn assert_memory(trace: &Trace, step: Scenario) {
     let layers = LAYERS[1];

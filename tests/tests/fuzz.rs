@@ -1,4 +1,5 @@
-//! Mutated inputs are accepted or refused, whatever is in them. `foil-fuzz --runs 20000` is the long form.
+//! Mutated inputs are either accepted or rejected, whatever they contain. `foil-fuzz --runs 20000` is the
+//! long form.
 
 use std::process::Command;
 
@@ -14,7 +15,7 @@ fn mutated_inputs_are_answered_without_panic_hang_or_bloat() {
         .expect("the fuzzer starts");
     let report = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{report}{}", String::from_utf8_lossy(&output.stderr));
-    // Inputs that are all refused, or all accepted, test nothing.
+    // If all inputs are rejected or all are accepted, the run tests nothing.
     let count = |what: &str| -> u64 {
         let before = report.split(what).next().unwrap_or_default();
         before.split_whitespace().last().and_then(|number| number.parse().ok()).unwrap_or(0)

@@ -1,4 +1,4 @@
-//! Hangs are detected by missing progress, not by time: a slow transfer is none, a stopped rank is one.
+//! Hangs are detected by missing progress, not by time: a slow transfer is not a hang, but a stopped rank is.
 
 use std::path::Path;
 use std::process::Command;
@@ -35,14 +35,14 @@ fn large_model(dir: &Path) -> String {
 fn an_upload_longer_than_the_hang_timeout_is_no_hang() {
     let (service, _coordinator) = Service::start(Command::new(foil()), "127.0.0.1");
     let address = service.url().trim_start_matches("http://").parse().expect("an address");
-    // The model takes about fifteen seconds.
+    // Uploading the model takes about fifteen seconds.
     let slow = format!("http://{}", slow_link(address, 700_000));
     let mut agent = Command::new(foil_worker());
     agent.args(["--coordinator", &slow, "--ranks", "2"]);
     let _agent = Process::start(agent, &service.at("agent.log"));
 
     let model = large_model(&service.at(""));
-    // Few rows: the step itself must be quick, however busy this machine is.
+    // Few rows, so that the step itself is quick even on a busy machine.
     let settings =
         [&model, "resources.hang_timeout_seconds=10", "data.generator.sft=16", "sft_step.epochs=1"];
     let id = service.submit_letters_with(Command::new(foil()), &settings);

@@ -16,11 +16,11 @@ use futures::StreamExt;
 use tokio::sync::mpsc;
 
 const BYTES: u64 = 2 << 30;
-/// Ten times as often as agents send heartbeats.
+/// Interval of heartbeats in this test, a tenth of the agents'.
 const PERIOD: Duration = Duration::from_millis(200);
-/// The period of agents: a later acknowledgment is late.
+/// The heartbeat interval of agents; later acknowledgments are late.
 const LATE: Duration = Duration::from_secs(2);
-/// Maximum growth of the coordinator's memory by a transfer, independent of its size.
+/// Maximum growth of the coordinator's memory during a transfer, independent of the transfer's size.
 const FLAT: u64 = 128 << 20;
 
 /// A field of /proc/PID/status in bytes.
@@ -39,7 +39,7 @@ async fn heartbeats_are_answered_in_time_while_two_gibibytes_are_uploaded_and_me
     let before = memory(coordinator.id(), "VmRSS");
     let large = service.at("large");
     let file = File::create(&large).expect("a file");
-    // A sparse file of zeros; only the store's copy takes space.
+    // A sparse file of zeros: only the store's copy takes space.
     file.set_len(BYTES).expect("a size");
 
     let url = service.url().to_owned();
@@ -79,7 +79,7 @@ async fn heartbeats_are_answered_in_time_while_two_gibibytes_are_uploaded_and_me
                 break;
             }
         }
-        // Before the upload has started there is nothing to delay them.
+        // Until the upload has started, nothing can delay them.
         if moved.load(Ordering::Relaxed) > 0 {
             times.push(begun.elapsed());
         }

@@ -1,6 +1,6 @@
 //! Jobs whose ranks are on several hosts.
 
-#![allow(clippy::print_stdout, reason = "figures of a test")]
+#![allow(clippy::print_stdout, reason = "prints the figures of a test")]
 
 use std::fs;
 
@@ -14,10 +14,10 @@ fn two_hosts_that_share_no_disk_give_the_same_weights() {
     let (service, _coordinator) = Service::start(here(), &hosts.address(0));
     let agents: Vec<Process> = (1..3)
         .map(|host| {
-            // Neither agent can access the store or the other's files.
+            // Neither agent can access the store or the files of the other.
             let hidden = service.at("");
             let mut agent = hosts.command(host, Some(&hidden), &foil_worker());
-            // They derive their own addresses from the route to the coordinator.
+            // They derive their addresses from the route to the coordinator.
             agent.args(["--coordinator", service.url(), "--ranks", "1"]);
             Process::start(agent, &service.at(&format!("agent-{host}.log")))
         })
@@ -41,7 +41,7 @@ fn gradients_cross_a_slow_link_once_for_each_pair_of_hosts() {
     let Some(link) = hosts.link(1, 2, LINK) else { return };
     let here = || hosts.command(0, None, &foil());
     let (service, _coordinator) = Service::start(here(), &hosts.address(0));
-    // In the order of their names, ranks would alternate between the hosts.
+    // In name order, ranks would alternate between the hosts.
     let _agents: Vec<Process> = [("a", 1), ("b", 2), ("c", 1), ("d", 2)]
         .into_iter()
         .map(|(name, host)| {
@@ -72,9 +72,9 @@ fn gradients_cross_a_slow_link_once_for_each_pair_of_hosts() {
         if step["phase"].as_str().expect("a phase").contains("reward") { reward } else { policy }
     };
     let gradients: u64 = steps.lines().map(of_step).sum();
-    // Each rank sends 2 (p - 1) / p of the gradients to the next one of the ring; two of its four edges are
-    // between the hosts, one in each direction. Headers and acknowledgments come to a quarter of that for a
-    // model as small as this; ranks that alternate between the hosts would send all of it twice.
+    // Each rank sends 2 (p - 1) / p of the gradients to the next rank in the ring. Two of its four edges are
+    // between the hosts, one in each direction. Headers and acknowledgments add a quarter of that for a model
+    // as small as this. Ranks that alternate between the hosts would send all of it twice.
     let ring = gradients * 2 * 3 / 4;
     for (way, bytes) in link.crossed() {
         println!("{way}: {bytes} bytes, {:.3} of the ring's", bytes as f64 / ring as f64);

@@ -1,4 +1,4 @@
-//! Tokens, roles and tenants, between the programs that users run.
+//! Tokens, roles and tenants across the programs that users run.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -7,7 +7,7 @@ use std::process::Command;
 
 use foil_tests::{Ca, Process, Service, foil, foil_worker, wait_for};
 
-/// The token and the line for the coordinator's file that `foil token create` prints.
+/// The token and the line for the coordinator's file, as printed by `foil token create`.
 fn create(arguments: &[&str]) -> (String, String) {
     let output =
         Command::new(foil()).args(["token", "create"]).args(arguments).output().expect("foil starts");
@@ -17,7 +17,7 @@ fn create(arguments: &[&str]) -> (String, String) {
     (lines[1].to_owned(), lines[4].to_owned())
 }
 
-/// Replaces a file that its owner alone can read.
+/// Replaces a file that only its owner can read.
 fn replace(path: &Path, text: &str) {
     let new = path.with_extension("new");
     fs::write(&new, text).expect("a file");
@@ -25,7 +25,7 @@ fn replace(path: &Path, text: &str) {
     fs::rename(new, path).expect("a rename");
 }
 
-/// A new principal: the file of its token, and its line.
+/// Creates a principal. Returns the file with its token, and its line.
 fn principal(directory: &Path, name: &str, tenant: &str, role: &str) -> (PathBuf, String) {
     let (token, line) = create(&["--name", name, "--tenant", tenant, "--role", role, "--expires", "30d"]);
     assert!(!line.contains(&token));
@@ -72,7 +72,7 @@ fn a_job_runs_for_one_tenant_by_tokens() {
     let (_, told) = ask(&url, with(&ada), &["list", "-o", "wide"]);
     assert!(told.contains(&id) && told.contains("vision") && told.contains("ada"), "{told}");
 
-    // Another tenant sees nothing of it, by whatever it asks.
+    // Another tenant sees nothing of it, whichever command it uses.
     for arguments in [&["get", &id][..], &["watch", &id], &["cancel", &id], &["artifacts", &id]] {
         let (succeeded, told) = ask(&url, with(&eve), arguments);
         assert!(!succeeded && told.contains(&format!("there is no job {id}")), "{arguments:?}: {told}");

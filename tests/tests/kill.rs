@@ -2,7 +2,7 @@
 
 use foil_tests::Run;
 
-/// Failpoints; `@n` is the hit at which the process kills itself.
+/// Failpoints. `@n` is the hit at which the process kills itself.
 const SITES: [&str; 11] = [
     "rank.start@1",
     "phase.load@1",

@@ -22,7 +22,7 @@ fn learning() -> Run {
     ])
 }
 
-/// The change of the gold reward since the start policy, paired by prompt.
+/// The change of the gold reward relative to the start policy, paired by prompt.
 fn gold_change(outcome: &Outcome) -> Estimate {
     outcome.last().estimate("policy", "gold_difference_mean")
 }
@@ -33,8 +33,8 @@ fn fresh_accuracy(outcome: &Outcome) -> (f64, f64) {
     (end("low"), end("high"))
 }
 
-/// Asserts that `foil conform` finds no fault by the files and by Foil, and that checks by transformers are
-/// not made without Python.
+/// Asserts that `foil conform` finds no fault with its own checks of the files and with Foil, and that it
+/// skips the transformers checks without Python.
 fn assert_conforms(dir: &Path) {
     let output = Command::new(foil_tests::foil()).args(["conform", "--json", "."]).current_dir(dir).output();
     let output = output.expect("foil starts");

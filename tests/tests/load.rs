@@ -1,4 +1,4 @@
-//! `scripts/load` in small: every agent stays, and a standby takes over with every job.
+//! A small run of `scripts/load`: every agent stays connected, and a standby takes over with every job.
 
 use std::process::Command;
 

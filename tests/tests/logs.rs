@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use foil_tests::Run;
 use serde_json::Value;
 
-/// Whether a line has all fields, none of them null.
+/// Whether a line has all fields with values other than null.
 fn has(line: &Value, fields: &[&str]) -> bool {
     fields.iter().all(|field| !line[field].is_null())
 }
@@ -18,7 +18,7 @@ fn json_lines_name_job_phase_round_step_attempt_rank_and_chunk() {
     let parse = |line| serde_json::from_str::<Value>(line).unwrap_or_else(|e| panic!("{e}: {line}"));
     let lines: Vec<Value> = text.lines().map(parse).collect();
 
-    // Lines of ranks in a phase.
+    // Lines of ranks during a phase.
     let of_phases: Vec<&Value> = lines.iter().filter(|line| has(line, &["phase"])).collect();
     for line in &of_phases {
         assert!(has(line, &["round", "attempt", "rank"]) && line["job"] == job, "{line}");

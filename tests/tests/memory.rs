@@ -24,11 +24,11 @@ fn activation_checkpointing_changes_no_bits() {
     assert!(job().set("resources.activation_checkpointing=true").finish().weights() == kept);
 }
 
-/// The order of sums over ranks differs, nothing else: so nearly the same completions are drawn and selected.
+/// Only the order of sums over ranks differs, so nearly the same completions are sampled and selected.
 #[test]
 fn models_in_shards_end_where_whole_ones_do() {
     let job = || Run::letters().ranks(2).set_all(&["rounds=1", "policy_step.method=dpo"]);
-    // Their directories are there as long as they are.
+    // Keeps the runs alive, since their directories are removed on drop.
     let whole_run = job();
     let sharded_run = job().set_all(&["resources.sharding=fsdp", "resources.activation_checkpointing=true"]);
     let (whole, sharded) = (whole_run.finish(), sharded_run.finish());
@@ -56,7 +56,7 @@ fn adapters_are_saved_with_their_merged_models() {
     assert!(outcome.last().estimate("reward", "fresh_accuracy").value > 0.5, "{}", outcome.json);
     let rounds = run.out().join("rounds");
 
-    // The policy and its adapter continue from round to round: one adapter of the start policy.
+    // The policy and its adapter continue from round to round, so there is one adapter of the start policy.
     let end = LanguageModel::load(&outcome.artifact("policy"), Device::Cpu).unwrap();
     let mut start = LanguageModel::load(&rounds.join("policy@0"), Device::Cpu).unwrap();
     let moved = max_distance(start.parameters().tensors().iter(), end.parameters().tensors());

@@ -15,8 +15,8 @@ fn figure(outcome: &Outcome, side: &str, name: &str) -> f64 {
     outcome.last().estimate(side, name).value
 }
 
-/// One round whose policy steps use all prompts at once: the first one starts from the very policy that
-/// generated them.
+/// One round in which each policy step uses all prompts. The first step starts from the policy that generated
+/// them.
 fn whole_batches(settings: &[&str]) -> (Run, Outcome) {
     let run = Run::letters().ranks(2).set_all(&[
         "data.generator.prompts=192",
@@ -33,7 +33,7 @@ fn whole_batches(settings: &[&str]) -> (Run, Outcome) {
     (run, outcome)
 }
 
-/// Asserts that the policy has learned from its rewards, in the right direction, and from the completions
+/// Asserts that the policy has learned from its rewards in the right direction, and from the completions
 /// `read`.
 #[track_caller]
 fn assert_learned(outcome: &Outcome, read: &[&Completion]) {
@@ -54,14 +54,14 @@ fn is_preferred(chosen: &Completion, rejected: &Completion) -> bool {
     chosen.reward > rejected.reward && !chosen.is_blank()
 }
 
-/// The first of equals wins.
+/// The best completion; the first of equals wins.
 fn best(completions: &[Completion]) -> &Completion {
     let completions = completions.iter().filter(|completion| !completion.is_blank());
     let best = completions.reduce(|best, next| if next.reward > best.reward { next } else { best });
     best.expect("a completion says something")
 }
 
-/// RRHF's two terms, recomputed from the samples (arXiv 2304.05302, Eq. 2 and 4), are those of the first
+/// RRHF's two terms, recomputed from the samples (arXiv 2304.05302, Eq. 2 and 4), equal those of the first
 /// step.
 #[test]
 fn rrhf_ranks_completions_and_imitates_the_best() {
@@ -117,7 +117,7 @@ fn ipo_pulls_the_best_and_the_worst_apart_to_its_margin() {
     assert_near(step(11, "rewards/margins") / BETA, target, 0.2 * target);
 }
 
-/// The first step's loss and margin, recomputed from the samples (arXiv 2405.14734, Eq. 6).
+/// Checks the first step's loss and margin, recomputed from the samples (arXiv 2405.14734, Eq. 6).
 #[test]
 fn simpo_compares_mean_log_probabilities() {
     const GAMMA: f64 = 0.5;
@@ -146,8 +146,8 @@ fn ends(prompts: &[Vec<Completion>]) -> Vec<&Completion> {
     prompts.iter().filter_map(|completions| pair(completions)).flatten().collect()
 }
 
-/// Advantages of a prompt's completions cancel before the first step; then the surrogate falls below 0.
-/// Ratios are clipped when they leave 1 ± `epsilon`, and none is at first.
+/// Advantages of a prompt's completions cancel before the first step. Then the surrogate falls below 0.
+/// Ratios are clipped when they leave 1 ± `epsilon`; none is clipped at first.
 #[test]
 fn policy_gradients_follow_advantages_within_their_clip() {
     for method in ["grpo", "rloo"] {
@@ -165,7 +165,7 @@ fn policy_gradients_follow_advantages_within_their_clip() {
     }
 }
 
-/// The fraction of ratios that a narrow range clips.
+/// The fraction of ratios clipped by a narrow range.
 fn run_clipped(method: &str) -> f64 {
     let (_, outcome) = whole_batches(&[&format!("policy_step.{method}.epsilon=0.01")]);
     figure(&outcome, "policy", "train_clip_fraction")
@@ -196,8 +196,8 @@ fn a_kl_term_is_measured_from_the_start_policy() {
     assert!(figure(&from_start, "policy", "train_kl") > 0.0, "{}", from_start.json);
 }
 
-/// The reward metrics of one round with a third of 240 golden answers held out, asserting that those are
-/// significantly separated from fresh completions.
+/// The reward metrics of one round with a third of 240 golden answers held out. Asserts that the held-out
+/// answers are significantly separated from fresh completions.
 fn separated(settings: &[&str]) -> (Run, Outcome) {
     let sizes = ["data.generator.golden=240", "data.golden_holdout=0.3", "reward_step.epochs=6"];
     let run = Run::letters().ranks(2).set_all(&sizes).set_all(settings);
@@ -217,8 +217,8 @@ fn largest_of_head(outcome: &Outcome) -> f32 {
     numbers.fold(0.0, |largest, number| largest.max(number.abs()))
 }
 
-/// A fresh head scores everything near 0: there a discriminator's two sides cost ln 2 each, a pair costs ln
-/// 2, and the critic's difference of means costs nothing.
+/// A fresh head scores everything near 0. There each of a discriminator's two sides costs ln 2, a pair costs
+/// ln 2, and the critic's difference of means costs nothing.
 #[test]
 fn golden_answers_are_separated_from_completions_by_any_loss() {
     const NEAR: f64 = 0.05;

@@ -1,5 +1,5 @@
-//! Every metric in the sources is described in `/metrics` and in deploy/README.md, even if no test records
-//! it.
+//! Checks that every metric in the sources is described in `/metrics` and in deploy/README.md, even if no
+//! test records it.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -19,7 +19,7 @@ fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The names given to macros of the `metrics` crate, with the labels that stand beside them.
+/// The names passed to macros of the `metrics` crate, with their labels.
 fn named(text: &str) -> impl Iterator<Item = (&str, Vec<&str>)> {
     ["counter!(", "gauge!(", "histogram!("].into_iter().flat_map(move |kind| {
         text.match_indices(kind).filter_map(move |(at, _)| {
@@ -73,7 +73,7 @@ fn families(text: &str) -> Vec<(String, String, Vec<String>)> {
     let family = |text: &str| {
         let mut strings = text.split('"');
         let (name, help) = (strings.nth(1)?.to_owned(), strings.nth(1)?.to_owned());
-        // `.with(&[("kind", kind), ("state", state)], 1.0)` follows at the latest before the next family.
+        // `.with(&[("kind", kind), ("state", state)], 1.0)` follows before the next family.
         let pairs =
             text.split_once(".with(&[").map_or("", |(_, rest)| rest.split(']').next().unwrap_or_default());
         let labels = pairs.split("(\"").skip(1).filter_map(|pair| pair.split('"').next());
@@ -82,7 +82,7 @@ fn families(text: &str) -> Vec<(String, String, Vec<String>)> {
     text.split("Family::new(").skip(1).filter_map(family).collect()
 }
 
-/// Writes the reference again when set.
+/// If set, the reference is rewritten.
 const BLESS: &str = "FOIL_BLESS_REFERENCE";
 const BEGIN: &str = "<!-- metrics reference: made from the sources -->\n";
 const END: &str = "<!-- end of the reference -->\n";

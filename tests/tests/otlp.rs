@@ -1,5 +1,5 @@
-//! Traces and metrics over OTLP: one tree of spans for a job, from its submission to its ranks, also when its
-//! leader dies; and a collector that is not there costs nothing.
+//! Traces and metrics over OTLP. A job has one tree of spans, from its submission to its ranks, even if its
+//! leader dies. An unavailable collector costs nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -11,14 +11,15 @@ use foil_tests::{
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CLIENT: &str = "00f067aa0ba902b7";
-/// The coordinator's times are in milliseconds, read before the messages that it takes in at them.
+/// Tolerance: the coordinator's times are in milliseconds and are read before the messages that they apply
+/// to.
 const CLOCK_NANOS: u64 = 100_000_000;
-/// The names of the spans above a rank's part in a gang phase, and its own.
+/// The names of the spans from the root to a rank's part in a gang phase.
 const OF_GANG: &str = "/submit/job/phase/attempt/rank";
 /// Holds the phase in which the leader is killed.
 const HOLD: &str = "phase.generate=delay@*";
 
-/// A program that sends what it does to a collector, whose certificate a CA of the test has signed.
+/// A program that sends its telemetry to a collector whose certificate was signed by a CA of the test.
 fn observed(program: PathBuf, collector: &OtlpCollector, ca: &Ca) -> Command {
     let mut command = Command::new(program);
     command
@@ -28,20 +29,20 @@ fn observed(program: PathBuf, collector: &OtlpCollector, ca: &Ca) -> Command {
     command
 }
 
-/// The spans by their ids. A leader that takes over sends again what the one before it may not have sent: the
-/// same span.
+/// The spans by id. A new leader resends the spans that the previous one may not have sent; they must be
+/// equal.
 fn by_id(spans: Vec<SentSpan>) -> BTreeMap<String, SentSpan> {
     let mut all: BTreeMap<String, SentSpan> = BTreeMap::new();
     for span in spans {
         if let Some(first) = all.insert(span.id.clone(), span.clone()) {
-            assert_eq!(first, span, "two spans have one id");
+            assert_eq!(first, span, "two spans have the same id");
             assert_eq!(span.service, "foil-coordinator", "{span:?} came twice");
         }
     }
     all
 }
 
-/// Fails unless the spans are one tree below the client's span, with every span within its parent's time.
+/// Fails unless the spans form one tree below the client's span, with every span within its parent's time.
 fn assert_is_tree(spans: &BTreeMap<String, SentSpan>) {
     for span in spans.values() {
         assert_eq!(span.trace, TRACE, "{span:?}");
@@ -49,11 +50,11 @@ fn assert_is_tree(spans: &BTreeMap<String, SentSpan>) {
             assert_eq!(span.parent, CLIENT);
             continue;
         }
-        let parent = spans.get(&span.parent).unwrap_or_else(|| panic!("the parent of {span:?} did not come"));
+        let parent = spans.get(&span.parent).unwrap_or_else(|| panic!("the parent of {span:?} is missing"));
         let begins = parent.start <= span.start + CLOCK_NANOS;
         let ends = span.end <= parent.end + CLOCK_NANOS;
-        // A job continues when its submission is over. A chunk is over with its first result, and a new
-        // leader may have given it to a second rank.
+        // A job continues after its submission has ended. A chunk ends with its first result, and a new
+        // leader may have assigned it to a second rank.
         let goes_on = match parent.name.as_str() {
             "submit" => true,
             "chunk" => spans.values().filter(|other| other.parent == span.parent).count() > 1,
@@ -63,7 +64,7 @@ fn assert_is_tree(spans: &BTreeMap<String, SentSpan>) {
     }
 }
 
-/// A span's name, with those of the spans above it.
+/// A span's name, preceded by those of its ancestors.
 fn path(spans: &BTreeMap<String, SentSpan>, id: &str) -> String {
     let Some(span) = spans.get(id) else { return String::new() };
     let above = path(spans, &span.parent);
@@ -99,7 +100,7 @@ fn a_job_is_one_trace_also_when_its_leader_is_killed() {
     let job = service.job(&id);
     assert_eq!((&job["state"], &job["attempt"]), (&"succeeded".into(), &1.into()), "{job}");
     let metrics = metric_names(&page(service.urls().split(',').nth(1).expect("a standby"), "/metrics").1);
-    // They send the rest when they end.
+    // They send the remaining spans when they exit.
     drop((agents, standby));
 
     let spans = by_id(collector.spans());
@@ -122,7 +123,7 @@ fn a_job_is_one_trace_also_when_its_leader_is_killed() {
     assert!(collector.metrics("foil-agent").contains("foil_agent_ranks"));
 }
 
-/// Fails unless every part of the work of ranks has spans in its place.
+/// Fails unless every part of the ranks' work has spans at its position.
 fn assert_is_whole_in_ranks(spans: &BTreeMap<String, SentSpan>, gangs: usize) {
     let mut paths: BTreeMap<String, usize> = BTreeMap::new();
     for id in spans.keys() {

@@ -1,4 +1,5 @@
-//! Packages unpacked in another folder run a job, with libtorch in that folder or named by the environment.
+//! Packages unpacked in another folder can run a job, with libtorch in that folder or named by the
+//! environment.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -7,8 +8,8 @@ use std::process::{Command, Output};
 
 use foil_tests::{SMALL, letters_job};
 
-/// A command with no environment but PATH, and the one variable by which cargo would tell this build from
-/// that of the tests and build the workspace once more.
+/// A command with an empty environment except PATH, HOME and the one variable without which cargo would
+/// consider this build different from that of the tests and build the workspace again.
 fn bare(program: impl AsRef<Path>) -> Command {
     let mut command = Command::new(program.as_ref());
     command.env_clear();
@@ -53,7 +54,7 @@ fn packages_run_in_another_folder() {
     let folder = scratch.path().join(concat!("foil-", env!("CARGO_PKG_VERSION")));
     let (foil, worker) = (folder.join("bin/foil"), folder.join("bin/foil-worker"));
 
-    // Not the build folder, which may belong to anybody on another machine.
+    // The build folder must not be used: on another machine it may belong to anyone.
     assert!(libtorch_of(&worker, None).starts_with("not found"));
     let libtorch = checkout.join(".venv/site-packages/torch/lib").canonicalize().expect("libtorch");
     let library_path = libtorch_of(&worker, Some(&libtorch));

@@ -1,5 +1,5 @@
-//! An agent that receives SIGTERM at any moment of a job stops gracefully, and the job continues elsewhere,
-//! losing at most the current step or chunks of its ranks. A job of higher priority takes the devices of
+//! An agent that receives SIGTERM at any point of a job stops gracefully. The job continues elsewhere and
+//! loses at most the current step or chunks of its ranks. A job of higher priority preempts the devices of
 //! another in the same way.
 
 use std::collections::BTreeMap;
@@ -9,12 +9,12 @@ use std::process::Command;
 use foil_tests::{Process, Run, Service, foil, foil_worker, wait_for};
 use nix::sys::signal::Signal;
 
-/// Enough steps that some are left after each stop.
+/// Settings with enough steps that some are left after each stop.
 const SETTINGS: [&str; 2] = ["reward_step.epochs=2", "resources.checkpoint_seconds=0"];
 
 const RANKS: u64 = 2;
 
-/// Failpoints in the order in which the job reaches them if each new agent stops at the next: loading,
+/// Failpoints in the order in which the job reaches them if each new agent stops at the next one: loading,
 /// rendezvous, a step, resuming, uploading a model; chunks generated, reported and scored; evaluation.
 const SITES: [&str; 11] = [
     "phase.load@1",
@@ -42,7 +42,7 @@ fn agent(service: &Service, log: &Path, plan: Option<(&str, &Path)>) -> Process 
     Process::start(agent, log)
 }
 
-/// The lines of an agent's log with this message.
+/// The lines with this message in an agent's log.
 fn lines(log: &str, message: &str) -> Vec<serde_json::Value> {
     log.lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
@@ -79,7 +79,7 @@ fn an_agent_may_stop_at_any_moment() {
     let weights = |model| service.weights(Command::new(foil()), &id, model);
     assert!((weights("policy@1"), weights("reward@1")) == baseline, "the weights differ");
 
-    // The stop in a step kept that step.
+    // A stop during a step kept that step.
     let resumed = logs.iter().any(|log| !lines(log, "training resumes from a checkpoint").is_empty());
     assert!(resumed, "the stop at {} kept no checkpoint", SITES[2]);
     let mut computed: BTreeMap<String, u64> = BTreeMap::new();
@@ -94,7 +94,8 @@ fn an_agent_may_stop_at_any_moment() {
     assert!(again <= RANKS * stops_in_chunks, "{again} chunks were computed again: {computed:?}");
 }
 
-/// The urgent job arrives while the other one trains, and both end with the weights of a job that runs alone.
+/// The urgent job arrives while the other one is training, and both end with the weights of a job that runs
+/// alone.
 #[test]
 fn an_urgent_job_takes_the_devices_of_a_running_one_which_goes_on_later() {
     let baseline = Run::letters().ranks(2).set_all(&SETTINGS).finish().weights();
@@ -105,7 +106,7 @@ fn an_urgent_job_takes_the_devices_of_a_running_one_which_goes_on_later() {
         service.submit_letters_with(Command::new(foil()), &[&SETTINGS, settings].concat())
     };
     let patient = submit(&["priority=low"]);
-    // Steps that take seconds, so that the urgent job arrives in one of them.
+    // Steps take seconds, so that the urgent job arrives during one of them.
     let slow: Vec<String> = (3..9).map(|visit| format!("train.backward=delay@{visit}")).collect();
     let mut agent = Command::new(foil_worker());
     agent.args(["--coordinator", service.url(), "--ranks", &RANKS.to_string(), "--log-format", "json"]);

@@ -1,10 +1,10 @@
-//! The API from another language: the example of `proto/examples` with grpcio and stubs generated from the
-//! contract, and reflection without any stubs.
+//! The API from another language: the example in `proto/examples` with grpcio and stubs generated from the
+//! contract, and reflection without stubs.
 //!
-//! Skipped without `.venv-peers` (scripts/fixtures/setup-peers), or another Python with its packages named by
-//! `FOIL_TEST_PYTHON`.
+//! Skipped without `.venv-peers` (scripts/fixtures/setup-peers) or another Python with its packages, which
+//! `FOIL_TEST_PYTHON` can name.
 
-// A test that is skipped says why.
+// Skipped tests print the reason.
 #![allow(clippy::print_stderr)]
 
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// A Python that has the packages.
+/// A Python with these packages.
 fn python(packages: &str) -> Option<Command> {
     let named = std::env::var_os("FOIL_TEST_PYTHON").map(PathBuf::from);
     let program = named.unwrap_or_else(|| root().join(".venv-peers/bin/python"));
@@ -62,7 +62,7 @@ fn the_example_trains_and_loads_a_policy() {
     assert!(service.foil(&["list"]).contains("letters-python"));
 }
 
-/// Asks for the services, and for the messages of one of them, as grpcurl does.
+/// Requests the services and the messages of one of them, like grpcurl.
 const REFLECT: &str = r#"
 import sys
 import grpc

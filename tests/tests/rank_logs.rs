@@ -1,4 +1,5 @@
-//! The logs of ranks: kept in the store, read while the job runs and when everything that wrote them is gone.
+//! Rank logs are kept in the store. They can be read while the job runs, and after all their writers are
+//! gone.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
@@ -20,7 +21,7 @@ fn json_lines(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
 }
 
-/// The files below a folder, which may be gone.
+/// The files below a folder, which may have been removed.
 fn files(root: &Path) -> Vec<PathBuf> {
     let (mut files, mut folders) = (Vec::new(), vec![root.to_owned()]);
     while let Some(folder) = folders.pop() {
@@ -43,13 +44,18 @@ fn a_log_is_followed_to_its_end_and_outlives_its_agent() {
     let mut follow = follow.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("foil starts");
     let mut agent = Command::new(foil_worker());
     agent.args(["--coordinator", service.url(), "--ranks", "2", "--agent-id", "one"]);
-    // Training outlasts the interval at which lines are kept, so that the first comes before the end.
+    // Training takes longer than the interval at which lines are stored, so the first lines arrive before its
+    // end.
     agent.env("FOIL_FAILPOINT", "train.forward=delay@2,train.forward=delay@3,train.forward=delay@4");
     let agent = Process::start(agent, &service.at("agent.log"));
     let mut followed = BufReader::new(follow.stdout.take().expect("a pipe"));
     let mut first = String::new();
     followed.read_line(&mut first).expect("a line");
-    assert_eq!(service.job(&id)["state"], "running", "the first line comes while the job runs: {first}");
+    assert_eq!(
+        service.job(&id)["state"],
+        "running",
+        "the first line must arrive while the job runs: {first}"
+    );
 
     let workers: Value = serde_json::from_str(&service.foil(&["workers", "-o", "json"])).expect("JSON");
     let of_agent = &workers["agents"][0];
@@ -59,7 +65,7 @@ fn a_log_is_followed_to_its_end_and_outlives_its_agent() {
     assert!(service.foil(&["workers"]).contains(&id));
 
     service.foil(&["watch", &id]);
-    // Everything is there when the watch has ended, or soon after; the follower ends by itself.
+    // All lines are stored when the watch ends or soon after. The follower ends by itself.
     let whole = service.foil(&["logs", &id, "--json"]);
     let rest: Vec<String> = followed.lines().map(|line| line.expect("a line")).collect();
     assert!(follow.wait().expect("it ends").success());
@@ -72,9 +78,9 @@ fn a_log_is_followed_to_its_end_and_outlives_its_agent() {
 
     agent.kill();
     let all = json_lines(&service.foil(&["logs", &id, "--json"]));
-    assert_eq!(all.len(), lines.len(), "the agent is gone, its log is not");
+    assert_eq!(all.len(), lines.len(), "the log must outlive its agent");
     let times: Vec<f64> = all.iter().filter_map(|line| line["time"].as_f64()).collect();
-    // Threads of one process may write in another order than they took their times in.
+    // Threads of one process may write in a different order than they took their timestamps.
     let in_order = times.windows(2).all(|pair| pair[1] > pair[0] - 0.1);
     assert!(times.len() == all.len() && in_order, "merged by time");
     for rank in 0..2 {
@@ -123,8 +129,7 @@ fn the_last_words_of_a_killed_rank_are_kept() {
     let id = service.submit_letters(Command::new(foil()));
     service.foil(&["watch", &id]);
     let of_first = json_lines(&service.foil(&["logs", &id, "--json", "--attempt", "1"]));
-    let last =
-        of_first.iter().rfind(|line| line["message"] == "failpoint triggered").expect("its last words");
+    let last = of_first.iter().rfind(|line| line["message"] == "failpoint triggered").expect("a line");
     assert_eq!((&last["site"], &last["attempt"]), (&"train.optimizer".into(), &1.into()));
     let all = service.foil(&["logs", &id]);
     let (before, after) = all.split_once("attempt 2\n").expect("the attempts follow one another");

@@ -1,11 +1,11 @@
-//! `foil run`, killed and restarted, reaches the same weights.
+//! A `foil run` that is killed and restarted reaches the same weights.
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
 use foil_tests::Run;
 
-/// Kills a run once it reports a phase on standard error, and runs it again.
+/// Kills a run once it reports a phase on standard error, and starts it again.
 fn weights_after_kill_in(phase: &str) -> (Vec<u8>, Vec<u8>) {
     let run = Run::letters().ranks(2);
     let mut first = run.command().stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("foil starts");

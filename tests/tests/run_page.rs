@@ -1,5 +1,5 @@
-//! The directory of a `foil run` has its page and its report while the run is in progress, and after it was
-//! killed.
+//! The directory of a `foil run` contains its page and its report while the run is in progress and after it
+//! was killed.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use foil_tests::{Run, foil};
 
-/// Standard output of a command on the run's directory that must succeed.
+/// Runs a command on the run's directory and asserts success. Returns its standard output.
 fn foil_on(run: &Run, arguments: &[&str]) -> String {
     let output =
         Command::new(foil()).args(arguments).current_dir(run.scratch()).output().expect("foil starts");

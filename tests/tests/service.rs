@@ -12,7 +12,7 @@ use foil_tests::{
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-/// Metrics that a leader shows after a job that went well.
+/// Metrics that a leader exposes after a successful job.
 const SHOWN: [&str; 24] = [
     "foil_agents",
     "foil_attempts_total",
@@ -40,7 +40,7 @@ const SHOWN: [&str; 24] = [
     "foil_chunks_done_total",
 ];
 
-/// Files and directories below `path` that others than their owner can access.
+/// Collects files and directories below `path` that users other than their owner can access.
 fn open_to_others(path: &Path, found: &mut Vec<String>) {
     let metadata = path.symlink_metadata().expect("a file");
     if metadata.mode() & 0o077 != 0 {
@@ -56,7 +56,7 @@ fn open_to_others(path: &Path, found: &mut Vec<String>) {
 #[test]
 fn submit_watch_list_and_pull() {
     let (service, _coordinator) = Service::start(Command::new(foil()), "127.0.0.1");
-    // The tests may run under nohup, and an agent would then ignore it.
+    // The tests may run under nohup, and an agent would then ignore SIGHUP.
     let mut agent = Command::new("env");
     agent.arg("--default-signal=HUP").arg(foil_worker());
     agent.args(["--coordinator", service.url(), "--ranks", "2", "--agent-id", "one"]);
@@ -93,7 +93,7 @@ fn submit_watch_list_and_pull() {
         assert!(shown.contains(name), "no {name} in {shown:?}");
     }
 
-    // As if its terminal was closed.
+    // Simulates a closed terminal.
     agent.signal(Signal::SIGHUP);
     assert_eq!(agent.finish().code(), Some(129));
     let causes = service.log("agent.log");

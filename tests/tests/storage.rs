@@ -1,4 +1,5 @@
-//! Deletion of jobs and of garbage, also by a coordinator that takes over from one that died in between.
+//! Deletion of jobs and garbage, including by a coordinator that takes over from one that died during a
+//! deletion.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -30,7 +31,7 @@ fn files(path: &Path) -> usize {
     entries.flatten().map(count).sum()
 }
 
-/// Deletes a job while a coordinator with this failpoint dies of it, and another takes over.
+/// Deletes a job while a coordinator with this failpoint dies, and another takes over.
 fn delete_through_a_death(service: &mut Service, coordinator: Process, id: &str, failpoint: &str) -> Process {
     coordinator.kill();
     let mut dying = Command::new(foil());
@@ -39,14 +40,14 @@ fn delete_through_a_death(service: &mut Service, coordinator: Process, id: &str,
     let mut delete = Command::new(foil());
     delete.args(["delete", id]).env("FOIL_COORDINATOR", service.urls());
     let delete = delete.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("foil starts");
-    assert!(dying.finish().code().is_none(), "{failpoint} kills it");
+    assert!(dying.finish().code().is_none(), "{failpoint} must kill the coordinator");
     let next = service.restart(Command::new(foil()));
     let Output { status, stdout, stderr } = delete.wait_with_output().expect("its output");
     let told = [stdout, stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     if status.success() {
         assert!(told.contains(&format!("{id}: deleted")), "{told}");
     } else {
-        // Two elections may have taken longer than a client waits; a deletion can be repeated.
+        // Two elections may take longer than a client waits. A deletion can be repeated.
         assert!(told.contains("no coordinator"), "{told}");
         service.foil(&["delete", id]);
     }
@@ -75,7 +76,7 @@ fn a_job_is_deleted_with_all_its_objects_whatever_dies() {
     let jobs = service.at("store/jobs");
     assert!(files(&jobs.join(&first)) > 10);
     let coordinator = delete_through_a_death(&mut service, coordinator, &first, "log.appended=kill@2");
-    // The second job's inheritance stays: its start model.
+    // The second job still has what it inherited: its start model.
     wait_for("the end of the deletion", || service.log("serve.log").contains("are gone").then_some(()));
     let inherited = files(&jobs.join(&first));
     assert!((2..10).contains(&inherited), "{inherited} files");
@@ -91,7 +92,7 @@ fn a_job_is_deleted_with_all_its_objects_whatever_dies() {
     wait_for("the end of the second deletion", || (files(&jobs.join(&second)) == 0).then_some(()));
     assert!(!service.foil(&["list"]).contains(&second));
 
-    // All inputs are unnamed now, and young.
+    // No job references the inputs, but all of them are recent.
     assert!(service.foil(&["store", "gc"]).contains("0 objects") || files(&jobs.join(&first)) == 0);
     let usage = |service: &Service| -> Value {
         serde_json::from_str(&service.foil(&["store", "usage", "-o", "json"])).expect("JSON")

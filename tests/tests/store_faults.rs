@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use foil_tests::{FaultProxy, Faults, Process, Run, Service, StoreServer, foil, foil_worker, wait_for};
 
-/// A service with a store behind a fault proxy, and its agent.
+/// A service whose store is behind a fault proxy, and its agent.
 struct FaultyStore {
     service: Service,
     proxy: FaultProxy,
@@ -26,7 +26,7 @@ impl FaultyStore {
         Some(Self { service, proxy, _processes: [coordinator, agent], _server: server })
     }
 
-    /// Watches a job to its end in one attempt; returns its policy and the output of the watcher.
+    /// Watches a job to its end in one attempt. Returns its policy and the output of the watcher.
     fn finish(&self, id: &str) -> (Vec<u8>, String) {
         let told = self.service.foil(&["watch", id]);
         let job = self.service.job(id);
@@ -47,8 +47,8 @@ fn a_job_waits_for_a_store_that_is_unavailable_for_longer_than_the_hang_timeout(
         (job["phase"] == "r01.reward.generate").then_some(())
     });
     service.proxy.set(Faults::OUTAGE);
-    // A leader that cannot renew its leadership does not answer meanwhile, nor admits the agent, which looks
-    // for another leader after some seconds and counts as lost if it has not come back after ten more.
+    // A leader that cannot renew its leadership neither answers nor admits the agent. The agent looks for
+    // another leader after some seconds, and counts as lost if it has not come back after ten more.
     std::thread::sleep(3 * SILENCE);
     assert!(service.proxy.failed() > 0, "there was no request to the store");
     service.proxy.set(Faults::default());

@@ -1,4 +1,4 @@
-//! The conformance suite on every kind of store; a store that fails it is refused.
+//! Runs the conformance suite on every kind of store. A store that fails it is rejected.
 
 use std::process::Command;
 
@@ -33,7 +33,7 @@ fn conforms_in_a_process_of_its_own(server: &StoreServer) {
     let output = test.output().expect("it starts");
     let told = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{told}\n{}", String::from_utf8_lossy(&output.stderr));
-    assert!(told.contains("1 passed"), "the test was to run: {told}");
+    assert!(told.contains("1 passed"), "the test must run: {told}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! TLS and client certificates, between the programs that users run.
+//! TLS and client certificates across the programs that users run.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use foil_tests::{Ca, Certificate, Process, Service, foil, foil_worker, wait_for};
 
-/// `foil serve` with this certificate, and with this CA for those of its clients.
+/// `foil serve` with this certificate, and with this CA for client certificates.
 fn serve(server: &Certificate, client_ca: Option<&Path>) -> Command {
     let mut command = Command::new(foil());
     command.env("FOIL_SERVER_TLS_CERT", &server.certificate).env("FOIL_SERVER_TLS_KEY", &server.key);
@@ -24,7 +24,7 @@ fn https(service: &Service) -> String {
     service.url().replace("http://", "https://")
 }
 
-/// The success and the output of a client's command with these files of TLS.
+/// Runs a client command with these TLS files. Returns whether it succeeded, and its output.
 fn client(url: &str, arguments: &[&str], files: &[(&str, &Path)]) -> (bool, String) {
     let mut command = Command::new(foil());
     command.args(arguments).env("FOIL_COORDINATOR", url);
@@ -87,7 +87,7 @@ fn a_job_runs_under_mutual_tls() {
     let nobody =
         [files[0], ("--tls-cert", nobody.certificate.as_path()), ("--tls-key", nobody.key.as_path())];
     assert_refused(&url, &nobody, "names no principal");
-    // Without a certificate, and with one of another CA.
+    // Without a certificate, and with one from another CA.
     assert_refused(&url, &files[..1], "requires a client certificate");
     let stranger = Ca::new(dir.path(), "other").sign("stranger", "client");
     let strange =
@@ -107,7 +107,7 @@ fn a_job_runs_under_mutual_tls() {
     assert!(!healthy && told.contains("write https://"), "{told}");
 }
 
-/// The success and the output of `foil probe`, which needs no file of TLS.
+/// Runs `foil probe`, which needs no TLS files. Returns whether it succeeded, and its output.
 fn probe(url: &str, path: &str) -> (bool, String) {
     let output = Command::new(foil()).args(["probe", &format!("{url}{path}")]).output().expect("foil starts");
     let told = [output.stdout, output.stderr].concat();
@@ -237,7 +237,7 @@ fn a_handshake_that_does_not_go_on_delays_nobody_and_ends() {
     assert!(succeeded && began.elapsed() < Duration::from_secs(10), "{told}");
     for mut socket in silent {
         socket.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
-        // An error, too, is an end, unless the time is over.
+        // An error also ends the connection, unless it is a timeout.
         if let Err(error) = socket.read_to_end(&mut Vec::new()) {
             assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "it stays open");
         }
@@ -268,7 +268,7 @@ fn an_agents_metrics_are_served_by_tls() {
     };
     let text = |path: &Path| path.to_str().expect("UTF-8").to_owned();
     let (certificate, key) = (text(&own.certificate), text(&own.key));
-    // On every interface, which needs no other option with TLS.
+    // Listens on every interface, which needs no other option with TLS.
     let tls =
         ["--metrics-listen", "0.0.0.0:0", "--metrics-tls-cert", &certificate, "--metrics-tls-key", &key];
     let _agent = Process::start(agent(&tls), &service.at("agent.log"));
@@ -281,7 +281,7 @@ fn an_agents_metrics_are_served_by_tls() {
     let url = format!("https://127.0.0.1:{port}");
     assert_eq!(page(&url, &ca.path(), "/metrics"), 200);
     assert_eq!(page(&url, &Ca::new(dir.path(), "other").path(), "/metrics"), 0, "by another CA");
-    // A connection without a handshake holds up no other.
+    // A connection without a handshake does not block others.
     let silent = TcpStream::connect(format!("127.0.0.1:{port}")).expect("a connection");
     assert_eq!(page(&url, &ca.path(), "/healthz"), 200);
     drop(silent);

@@ -1,6 +1,7 @@
-//! Upgrades: this version continues with the store of the one before, in which a job was interrupted.
+//! Upgrades: this version continues with the store of the previous version, in which a job was interrupted.
 //!
-//! The stores are made by `scripts/fixtures/upgrade`, one for each version that this one can follow.
+//! The stores are created by `scripts/fixtures/upgrade`, one for each version from which this one can
+//! upgrade.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -51,7 +52,7 @@ fn a_job_of_the_version_before_goes_on_to_its_end() {
 
         let job = service.job(id);
         assert_eq!(job["state"], "succeeded", "{job}");
-        // A map phase continues with other ranks in the same attempt.
+        // A map phase continues with new ranks in the same attempt.
         assert!(job["attempt"].as_u64().is_some_and(|attempt| attempt <= 2), "{job}");
         for model in ["policy@1", "reward@1", "policy@2", "reward@2"] {
             service.weights(Command::new(foil()), id, model);
@@ -62,7 +63,7 @@ fn a_job_of_the_version_before_goes_on_to_its_end() {
     }
 }
 
-/// Checkpoints and chunks of an attempt may go; what was committed stays.
+/// Checkpoints and chunks of an attempt may be removed; committed artifacts stay.
 fn is_artifact(path: &Path) -> bool {
     let path = path.to_str().expect("UTF-8");
     path.contains("/phases/") && !path.contains("/checkpoints/") && !path.contains(INTERRUPTED_IN)

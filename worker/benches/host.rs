@@ -1,4 +1,4 @@
-//! Benchmarks of a rank's work on the host, around the model: `cargo bench -p foil-worker`.
+//! Benchmarks of a rank's host-side work around the model: `cargo bench -p foil-worker`.
 
 // A failed setup fails the benchmark.
 #![allow(clippy::unwrap_used)]
@@ -90,7 +90,7 @@ fn sample(bencher: Bencher<'_, '_>, filter: &str) {
     );
 }
 
-/// A chunk of samples as a rank reports it.
+/// A chunk of samples in the form that a rank reports.
 fn chunk() -> v1::SampleBatch {
     let sample = |(prompt_id, index, tokens): (u32, u32, Vec<u32>)| v1::Sample {
         prompt_id: prompt_id.into(),

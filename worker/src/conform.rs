@@ -9,8 +9,8 @@ use tch::{Device, Kind as Number, Tensor};
 use crate::generate::{GenerateRequest, GenerationConfig, NoiseKey, generate};
 use crate::model::{LanguageModel, PackedBatch, Precision, RewardModel};
 
-/// Loads the probe's directory and computes the logits, completions or scores it asks for, in fp32 on the
-/// CPU. An error becomes a finding.
+/// Loads the probe's directory and computes the requested logits, completions or scores, in fp32 on the CPU.
+/// An error becomes a finding.
 pub fn measure(probe: &Probe) -> Measured {
     let computed = tch::no_grad(|| match probe.kind {
         Kind::Policy => policy(probe),

@@ -27,7 +27,7 @@ pub struct Library {
 
 /// Describes this process.
 pub fn describe() -> Description {
-    // Loads what it needs of CUDA.
+    // Loads the CUDA libraries that libtorch needs.
     let gpus = Cuda::device_count();
     let loaded = loaded_libraries();
     let named = |name: &str| {
@@ -55,8 +55,8 @@ fn loaded_libraries() -> Vec<PathBuf> {
     paths
 }
 
-/// The version of the libtorch at `lib/libtorch_cpu.so`: the zip has it in `build-version`, the wheel in
-/// `version.py`.
+/// The version of the libtorch at `lib/libtorch_cpu.so`, from `build-version` (in the zip) or `version.py`
+/// (in the wheel).
 fn torch_version(library: &Path) -> Option<String> {
     let root = library.parent()?.parent()?;
     if let Ok(version) = fs::read_to_string(root.join("build-version")) {
@@ -67,7 +67,8 @@ fn torch_version(library: &Path) -> Option<String> {
     line.split(['\'', '"']).nth(1).map(str::to_owned)
 }
 
-/// The version of the NCCL at `nvidia/nccl/lib/libnccl.so.2`, from the name of its wheel's metadata.
+/// The version of the NCCL at `nvidia/nccl/lib/libnccl.so.2`, from the name of its wheel's metadata
+/// directory.
 fn nccl_version(library: &Path) -> Option<String> {
     let packages = library.ancestors().nth(4)?;
     let entries = fs::read_dir(packages).ok()?.flatten();

@@ -1,4 +1,4 @@
-//! A coordinator for tests: a real gRPC server whose decisions the test makes.
+//! A coordinator for tests: a real gRPC server whose decisions are made by the test.
 
 use std::pin::Pin;
 
@@ -10,7 +10,7 @@ use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
-/// The test's end of one stream.
+/// The test's end of a stream.
 pub(crate) struct Peer<Sent, Received> {
     pub(crate) received: mpsc::UnboundedReceiver<Received>,
     /// Dropping it ends the stream.

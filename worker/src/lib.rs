@@ -1,4 +1,4 @@
-//! The worker of Foil: an agent that supervises rank processes, and the ranks that hold the tensors.
+//! The worker of Foil: an agent that supervises rank processes, and the rank processes that hold the tensors.
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests own their clock and their randomness"))]
 

@@ -1,4 +1,4 @@
-//! `foil-worker`: the agent, and the rank processes that it starts.
+//! `foil-worker`: the agent and the rank processes that it starts.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -27,7 +27,7 @@ const OTLP_TIMEOUT: Duration = Duration::from_secs(2);
 struct Cli {
     #[command(flatten)]
     agent: AgentArgs,
-    /// Format of log lines: text, or one JSON object each. Logs go to standard error; RUST_LOG filters them.
+    /// Log format: text, or one JSON object per line. Logs go to standard error; RUST_LOG filters them.
     #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value_t)]
     log_format: LogFormat,
     #[command(subcommand)]
@@ -36,13 +36,13 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// One rank process; started by an agent.
+    /// Run as one rank process; started by an agent.
     #[command(hide = true)]
     Rank(Box<RankArgs>),
     /// Computes a probe for `foil conform`: reads it as JSON from standard input and prints the results.
     #[command(hide = true)]
     Conform,
-    /// Prints version, libraries and GPUs as JSON, for `foil doctor`.
+    /// Prints the version, libraries and GPUs as JSON, for `foil doctor`.
     #[command(hide = true)]
     Describe,
 }
@@ -69,9 +69,9 @@ struct AgentArgs {
     /// the connection to the coordinator.
     #[arg(long, value_name = "ADDRESS")]
     advertise_address: Option<String>,
-    /// Ports at which ranks listen for the others of their job, FIRST-LAST: one for each rank of this
-    /// machine, and another for the first rank of a job. Gloo and NCCL then connect at ports of the
-    /// system's choice. Default: any free port.
+    /// Ports at which ranks listen for the other ranks of their job, FIRST-LAST: one for each rank of this
+    /// machine, and one more for the first rank of a job. Gloo and NCCL then connect on ports that the
+    /// system chooses. Default: any free port.
     #[arg(
         long,
         value_name = "PORTS",
@@ -88,11 +88,11 @@ struct AgentArgs {
     metrics_listen: Option<SocketAddr>,
     #[command(flatten)]
     metrics_tls: MetricsTlsArgs,
-    /// Allow a --metrics-listen address other than loopback without TLS (--metrics-tls-cert): only for
+    /// Allow a --metrics-listen address other than loopback without TLS (--metrics-tls-cert). Use only on
     /// trusted networks.
     #[arg(long, requires = "metrics_listen")]
     insecure_listen: bool,
-    /// On SIGTERM, the time for ranks in training to finish their step and save a checkpoint.
+    /// Time after SIGTERM for ranks in training to finish their step and save a checkpoint.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     grace_seconds: u32,
     /// Exit once the process with this id is no longer the parent.
@@ -100,11 +100,12 @@ struct AgentArgs {
     parent_pid: Option<u32>,
 }
 
-/// The TLS of the pages. The options --tls-cert and --tls-key are this agent's own, as a client.
+/// The TLS settings of the metrics server. The options --tls-cert and --tls-key are for this agent as a
+/// client.
 #[derive(Debug, Args)]
 struct MetricsTlsArgs {
-    /// Serve --metrics-listen by TLS with this certificate (PEM, followed by those of intermediate CAs). It
-    /// is read again when the file changes.
+    /// Serve --metrics-listen over TLS with this certificate (PEM, followed by intermediate CA
+    /// certificates). The file is read again when it changes.
     #[arg(long, value_name = "FILE", env = "FOIL_SERVER_TLS_CERT", requires = "metrics_tls_key")]
     metrics_tls_cert: Option<PathBuf>,
     /// Private key of --metrics-tls-cert (PEM).
@@ -121,7 +122,7 @@ impl MetricsTlsArgs {
 
 #[derive(Debug, Args)]
 struct CredentialArgs {
-    /// CA certificates (PEM) for https:// coordinators. Default: those that this system trusts.
+    /// CA certificates (PEM) for https:// coordinators. Default: the CAs that this system trusts.
     #[arg(long, value_name = "FILE", env = "FOIL_TLS_CA")]
     tls_ca: Option<PathBuf>,
     /// Certificate of this agent and its ranks (PEM), for a coordinator that requires one (mTLS).
@@ -130,8 +131,8 @@ struct CredentialArgs {
     /// Private key of --tls-cert (PEM).
     #[arg(long, value_name = "FILE", env = "FOIL_TLS_KEY", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
-    /// File that holds the token of this agent and its ranks, of the role agent. It is read again when it
-    /// changes, and sent over TLS or to this machine only.
+    /// File with the token of this agent and its ranks, which has the role agent. It is read again when it
+    /// changes, and sent only over TLS or to this machine.
     #[arg(long, value_name = "FILE", env = "FOIL_TOKEN_FILE")]
     token_file: Option<PathBuf>,
 }
@@ -173,7 +174,7 @@ struct RankArgs {
     parent_pid: Option<u32>,
 }
 
-/// Checks an agent's name, which is also part of its work directory's name.
+/// Checks an agent's name, which also becomes part of its work directory's name.
 fn agent_name(text: &str) -> Result<String, String> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:@".contains(&byte);
     if (1..=128).contains(&text.len()) && text.bytes().all(allowed) {
@@ -284,7 +285,7 @@ fn run_agent(args: AgentArgs, format: LogFormat) -> anyhow::Result<Exit> {
         devices,
         ranks: RankProgram {
             program,
-            // Their logs are kept in the store as JSON; the agent renders it for its own log.
+            // The store keeps the ranks' logs as JSON; the agent renders them for its own log.
             arguments: vec!["--log-format".to_owned(), "json".to_owned()],
             coordinator,
             credentials: args.credentials.files(),

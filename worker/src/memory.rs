@@ -8,7 +8,7 @@ use foil_proto::v1::MemoryShortage;
 use nix::sys::resource::{Resource, getrlimit};
 
 /// Number of kills by the kernel's OOM killer in this process's control group or, if that is unknown, on this
-/// host. It only grows, so a higher reading after a process was killed points to memory as the cause.
+/// host. It never decreases, so an increase after a process was killed points to memory as the cause.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct OomKillCounter(u64);
 
@@ -25,7 +25,7 @@ impl OomKillCounter {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct MemoryLimit {
     pub(crate) bytes: u64,
-    /// It limits the address space (RLIMIT_AS), not resident memory.
+    /// Whether it limits the address space (RLIMIT_AS) rather than resident memory.
     is_address_space: bool,
 }
 
@@ -42,7 +42,7 @@ impl MemoryLimit {
     }
 }
 
-/// Adds the process's peak use and limit of host memory to the shortage.
+/// Adds the process's peak use and its limit of host memory to the shortage.
 pub(crate) fn with_usage(shortage: MemoryShortage) -> MemoryShortage {
     if shortage.place != MemoryKind::Host.name() {
         return shortage;
@@ -60,7 +60,7 @@ pub(crate) fn with_usage(shortage: MemoryShortage) -> MemoryShortage {
 /// The memory control group of this process.
 #[derive(Debug, PartialEq, Eq)]
 struct ControlGroup {
-    /// Where control groups are mounted.
+    /// The mount point of the control groups.
     root: PathBuf,
     dir: PathBuf,
     kills: &'static str,
@@ -73,8 +73,8 @@ impl ControlGroup {
         Self::candidates(&groups).into_iter().find(|group| group.dir.join(group.kills).exists())
     }
 
-    /// Possible directories of the group, from the text of /proc/self/cgroup: first of version 2, then of
-    /// version 1. In a container, the group's own directory is often mounted as the root.
+    /// Possible directories of the group, from the text of /proc/self/cgroup: version 2 first, then version
+    /// 1. In a container, the group's own directory is often mounted as the root.
     fn candidates(groups: &str) -> Vec<Self> {
         let path = |line: &str| line.splitn(3, ':').nth(2).unwrap_or_default().trim_matches('/').to_owned();
         let unified = groups.lines().find(|line| line.starts_with("0::")).map(path);

@@ -1,4 +1,4 @@
-//! The memory that a plan estimates is what libtorch allocates.
+//! Checks that libtorch allocates the memory that a plan estimates.
 
 // A failed setup fails the test.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
@@ -76,7 +76,7 @@ fn comparisons() -> Vec<Comparison> {
 /// Bytes held after a forward pass, and the peak of the forward and backward pass.
 fn measured(objective: &dyn Objective, rows: usize) -> (u64, u64) {
     let rows: Vec<usize> = (0..rows).collect();
-    // Tensors that are created once, such as rotary tables, do not count.
+    // Excludes tensors that are created only once, such as rotary tables.
     drop(objective.loss(&rows).unwrap());
     let memory = CpuMemory::count().unwrap();
     let part = objective.loss(&rows).unwrap();
@@ -85,7 +85,7 @@ fn measured(objective: &dyn Objective, rows: usize) -> (u64, u64) {
     (held, memory.peak())
 }
 
-/// `found` is at most `bound`, and not below it by more than `slack`.
+/// Asserts that `found` is at most `bound`, and at most `slack` below it.
 fn close_below(found: u64, bound: u64, slack: f64, what: &str) {
     let ratio = found as f64 / bound as f64;
     assert!(ratio <= 1.0 && ratio >= 1.0 - slack, "{what}: {found} of {bound} estimated bytes");
@@ -108,7 +108,7 @@ fn compare(objective: &dyn Objective, rows: usize, estimated: (Pass<'_>, Head, T
         let loss = if head == Head::Language { pass.loss(true).gradients } else { 0 };
         close_below(held, pass.kept() + estimate.copies + loss, 0.03, what);
     }
-    // How much scratch memory products take depends on the kernels of the CPU.
+    // The scratch memory of products depends on the CPU's kernels.
     close_below(peak, untrained(estimate), 0.35, &format!("{what}, peak"));
 }
 

@@ -1,4 +1,4 @@
-//! transformers loads exported models with the same logits and scores.
+//! Checks that transformers loads exported models and computes the same logits and scores.
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests are tests to a reader, not to clippy
 
 mod model_support;
@@ -35,7 +35,7 @@ fn scores(model: &RewardModel) -> Value {
     json!({ "rows": rows(), "scores": numbers(&model.scores(&batch(), Precision::Fp32).unwrap()) })
 }
 
-/// Exports each fixture's models in both dtypes; returns the arguments of the check.
+/// Exports each fixture's models in both dtypes, and returns the arguments of the check.
 fn export_all(root: &Path) -> Vec<PathBuf> {
     let mut arguments = Vec::new();
     let mut add = |name: String, save: &dyn Fn(&Path) -> Value| {

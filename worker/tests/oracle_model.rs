@@ -1,4 +1,5 @@
-//! The models against transformers: tests/fixtures/model, made by scripts/fixtures/model.py.
+//! Compares the models with transformers, using tests/fixtures/model, which scripts/fixtures/model.py
+//! creates.
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests are tests to a reader, not to clippy
 
 mod model_support;
@@ -12,7 +13,7 @@ use tch::{Device, Kind, Tensor};
 
 const BOUND: f64 = 1e-5;
 
-/// Runs `test` with this project's own loops, and with the operations of ATen that a GPU runs.
+/// Runs `test` with this project's own loops, and with the ATen operations that a GPU uses.
 fn on_both_paths(test: impl Fn(&str)) {
     for (own, path) in [(true, "own loops"), (false, "ATen")] {
         use_cpu_kernels(own);
@@ -21,7 +22,7 @@ fn on_both_paths(test: impl Fn(&str)) {
     use_cpu_kernels(true);
 }
 
-/// The real tokens' rows of transformers' `[batch, seq, width]`, which is padded on the right.
+/// Rows of the real tokens in transformers' `[batch, seq, width]`, which is padded on the right.
 fn real(tensor: &Tensor, batch: &PackedBatch) -> Tensor {
     let seq = tensor.size()[1];
     let rows = (0..batch.sequences()).flat_map(|sequence| {
@@ -95,7 +96,7 @@ fn compare_reward_models() {
     }
 }
 
-/// The loss whose gradients the fixtures of language models hold.
+/// The loss of the language-model gradients in the fixtures.
 fn next_token_loss(logits: &Tensor, rows: &[Vec<u32>]) -> Tensor {
     let mut first = 0;
     let (mut positions, mut targets) = (Vec::new(), Vec::new());
@@ -108,7 +109,7 @@ fn next_token_loss(logits: &Tensor, rows: &[Vec<u32>]) -> Tensor {
     -log_probs.gather(-1, &Tensor::from_slice(&targets).unsqueeze(-1), false).mean(Kind::Float)
 }
 
-/// The loss whose gradients the fixtures of reward models hold.
+/// The loss of the reward-model gradients in the fixtures.
 fn weighed_scores(scores: &Tensor) -> Tensor {
     (scores * Tensor::from_slice(&[1.0_f32, -2.0, 3.0, -4.0])).sum(Kind::Float)
 }
@@ -117,7 +118,7 @@ fn gradients(parameters: &Parameters) -> Vec<(String, Tensor)> {
     parameters.iter().map(|(name, tensor)| (name.to_owned(), tensor.grad())).collect()
 }
 
-/// Distances of a bf16 run from fp32, in outputs and in all gradients.
+/// Distances of a bf16 run from fp32, for outputs and for all gradients.
 fn bf16_distances(fixture: &Fixture) -> (f64, f64) {
     let rows = fixture.rows("lengths");
     let batch = &PackedBatch::from_sequences(&rows, Device::Cpu).unwrap();

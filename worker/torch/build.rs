@@ -1,7 +1,7 @@
-//! Compiles the C++ side against libtorch and links libtorch, with its CUDA half where there is one.
+//! Compiles the C++ side against libtorch and links libtorch, including its CUDA libraries if they exist.
 //!
-//! Dependents read `DEP_FOIL_TORCH_LIB` (where libtorch's libraries lie) and `DEP_FOIL_TORCH_CUDA` (`1` where
-//! they include `libtorch_cuda.so`), to give their binaries the same rpath and the same libraries.
+//! Dependents read `DEP_FOIL_TORCH_LIB` (the directory of libtorch's libraries) and `DEP_FOIL_TORCH_CUDA`
+//! (`1` if they include `libtorch_cuda.so`), to link their binaries with the same rpath and libraries.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -62,8 +62,8 @@ fn main() {
     link(&lib, cuda);
 }
 
-/// Include directories that `ProcessGroupNCCL.hpp` needs, if all of them are there: those of the `nvidia`
-/// packages installed beside the `torch` package, in the layout of CUDA 13's or of CUDA 12's.
+/// Include directories that `ProcessGroupNCCL.hpp` needs, if all of them exist. They belong to the `nvidia`
+/// packages installed next to the `torch` package, in the layout of CUDA 13 or of CUDA 12.
 fn nccl_headers(libtorch: &Path) -> Option<Vec<PathBuf>> {
     const WANTED: [&str; 7] = [
         "cuda_runtime.h",
@@ -107,8 +107,8 @@ fn compile(libtorch: &Path, nccl_headers: Option<&[PathBuf]>) {
         .define("USE_C10D_GLOO", None)
         // libtorch's headers warn a lot, and their debug information is many times the size of this crate's.
         .warnings(false)
-        // The kernels' loops, which say themselves where sums may be reordered; in debug builds too, as
-        // libtorch's are.
+        // Optimizes the kernels' loops, which state themselves where sums may be reordered. Also in debug
+        // builds, since libtorch is optimized there too.
         .opt_level(3)
         // at::parallel_for is a template over OpenMP: without this it compiles to a plain loop.
         .flag("-fopenmp")
@@ -123,8 +123,9 @@ fn compile(libtorch: &Path, nccl_headers: Option<&[PathBuf]>) {
     build.compile("foil_torch_cpp");
 }
 
-/// One file for each folder of sources, which includes them: libtorch's headers take most of the time, and
-/// are then read a few times instead of twenty. The loops of kernels.cc read none, and stay apart.
+/// One file per source folder that includes the folder's sources. libtorch's headers take most of the compile
+/// time and are then read a few times instead of twenty. The loops of kernels.cc include none of them, so
+/// they stay separate.
 fn units() -> Vec<PathBuf> {
     const ALONE: &str = "cpp/ops/kernels.cc";
     let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default());
@@ -149,7 +150,7 @@ fn link(lib: &Path, cuda: bool) {
     println!("cargo:cuda={}", u8::from(cuda));
     println!("cargo:rustc-link-search=native={}", lib.display());
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
-    // libtorch's own libgomp, of this very name, lies on the rpath: one pool of threads for both.
+    // The rpath contains libtorch's own libgomp, which has the same name: both share one thread pool.
     for library in ["torch_cpu", "torch", "c10", "gomp"] {
         println!("cargo:rustc-link-lib={library}");
     }
@@ -157,7 +158,8 @@ fn link(lib: &Path, cuda: bool) {
         for library in ["torch_cuda", "c10_cuda"] {
             println!("cargo:rustc-link-lib={library}");
         }
-        // CUDA's kernels register themselves when their library is loaded; no symbol of it need be used.
+        // CUDA's kernels register themselves when their library is loaded; it must be linked although no
+        // symbol is used.
         println!("cargo:rustc-link-arg=-Wl,--no-as-needed,-ltorch_cuda,-lc10_cuda,--as-needed");
     }
 }

@@ -1,4 +1,4 @@
-// The start of the pages: of a coordinator, or of the report that the page holds.
+// The entry point of the pages, for a coordinator or for the report embedded in the page.
 import "./css/base.css";
 import "./css/layout.css";
 import "./css/parts.css";

@@ -1,4 +1,4 @@
-//! Importers of data sets.
+//! Fuzz targets for the importers of data sets.
 
 use bytes::Bytes;
 use foil_common::data::convert::{Conversion, SetKind, Shape};
@@ -34,7 +34,7 @@ pub(super) fn arrow(input: &[u8]) -> Verdict {
     import::<PairRow>("data.arrow", input)
 }
 
-/// Separated values, which only the name tells.
+/// Separated values, which are recognized only by the file name.
 pub(super) fn csv(input: &[u8]) -> Verdict {
     import::<PairRow>("data.csv", input)
 }
@@ -43,8 +43,8 @@ pub(super) fn zstd(input: &[u8]) -> Verdict {
     import::<PairRow>("data.jsonl.zst", input)
 }
 
-/// A user's file, with columns under other names, in each shape of other programs: what is written is read as
-/// the rows that it was written of. A table of the columns has one type for each.
+/// A user's file with renamed columns, in each shape of other programs: reading back what is written returns
+/// the original rows. A table has one type for each of its columns.
 pub(super) fn convert(input: &[u8]) -> Verdict {
     let columns = [("chosen", "rejected"), ("rejected", "chosen")];
     let columns = columns.into_iter().map(|(own, theirs)| (own.to_owned(), theirs.to_owned())).collect();
@@ -82,14 +82,14 @@ fn faults<T: Wanted>(lines: &[u8]) -> u64 {
     parse::<T>(LINES, lines).unwrap_or_else(|error| panic!("what was written is no file: {error}")).bad_rows
 }
 
-/// A user's file in any format: the rows survive the form in which the store keeps them.
+/// A user's file in any format: its rows survive the format in which the store keeps them.
 fn import<T: Wanted + PartialEq + std::fmt::Debug>(file: &str, input: &[u8]) -> Verdict {
     let Ok(parsed) = parse::<T>(file, input) else { return Verdict::Refused };
     assert!(parsed.bad_rows <= parsed.records, "more bad rows than records");
     for bad in &parsed.bad {
         assert!(bad.to_string().len() < 4096, "a long message: {bad}");
     }
-    // The result follows from the file's content; the error, if any, does not matter.
+    // The result is a function of the file's content; the error, if any, does not matter.
     let _ = parsed.require("data", 0.5);
     check(&parsed.rows);
     let near = NearDuplicates::new(0.8, 5).of_rows(&parsed.rows[..parsed.rows.len().min(64)]);
@@ -99,7 +99,7 @@ fn import<T: Wanted + PartialEq + std::fmt::Debug>(file: &str, input: &[u8]) -> 
     if parsed.rows.is_empty() { Verdict::Refused } else { Verdict::Accepted }
 }
 
-/// Stored rows, which ranks read: a coordinator wrote them, but the store may be damaged.
+/// Stored rows that ranks read. A coordinator wrote them, but the store may be damaged.
 pub(super) fn rows(input: &[u8]) -> Verdict {
     let read = [stored::<PairRow>(input), stored::<GoldenRow>(input), stored::<PromptRow>(input)];
     if read.contains(&Verdict::Accepted) { Verdict::Accepted } else { Verdict::Refused }

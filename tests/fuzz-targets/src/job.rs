@@ -7,7 +7,7 @@ use foil_proto::v1;
 
 use super::Verdict;
 
-/// A job file: YAML or JSON. An accepted one, with all defaults filled in, is accepted again as the same job,
+/// A job file: YAML or JSON. An accepted job with all defaults filled in is accepted again as the same job,
 /// as `foil submit --dry-run` promises.
 pub(super) fn job_file(input: &[u8]) -> Verdict {
     let Ok(text) = std::str::from_utf8(input) else { return Verdict::Refused };
@@ -15,7 +15,7 @@ pub(super) fn job_file(input: &[u8]) -> Verdict {
     let job = Job::try_from(spec).expect("an accepted file is a job");
     let resolved = v1::JobSpec::from(&job);
     let resolved = serde_json::to_value(&resolved).expect("a specification has a JSON form");
-    // As the wire has it, and as `foil submit --dry-run` prints it.
+    // In the wire format, and as `foil submit --dry-run` prints it.
     for resolved in [resolved.clone(), in_lists(resolved)] {
         let printed = serde_norway::to_string(&resolved).expect("a specification has a YAML form");
         let again = file::from_text(&printed, Path::new("/elsewhere"));

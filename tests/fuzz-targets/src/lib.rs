@@ -1,8 +1,8 @@
-//! Bodies of the fuzz targets. `tests/fuzz` gives each to libFuzzer, and this crate's own test runs each over
-//! its committed corpus and over mutations of it.
+//! Bodies of the fuzz targets. `tests/fuzz` runs each with libFuzzer, and this crate's own test runs each
+//! over its committed corpus and over mutations of it.
 //!
-//! A target takes any bytes: it must not panic, may take memory only as its bound says, and what it accepts
-//! must survive being written and read again.
+//! A target accepts any bytes. It must not panic or exceed its memory bound, and anything it accepts must
+//! survive being written and read again.
 
 mod data;
 mod job;
@@ -16,14 +16,14 @@ use std::path::PathBuf;
 /// A reader of untrusted bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Target {
-    /// Name of its libFuzzer target, and of its folder of the corpus.
+    /// Name of its libFuzzer target and of its corpus folder.
     pub name: &'static str,
     pub run: fn(&[u8]) -> Verdict,
-    /// Kind of its inputs, as the extension of a file, which says how to mutate them.
+    /// Kind of its inputs, as a file extension, which determines how they are mutated.
     pub extension: &'static str,
-    /// Bound of the memory that an input of a corpus takes at a time, in MiB.
+    /// Maximum memory for an input from a corpus, in MiB.
     pub mebibytes: usize,
-    /// Inputs of the ordinary test.
+    /// Number of inputs in the ordinary test.
     pub runs: u32,
 }
 
@@ -82,7 +82,7 @@ pub const TARGETS: [Target; 22] = [
     target("tokenizer", model::tokenizer, "json", 512, 150),
 ];
 
-/// Runs the target of this name.
+/// Runs the target with this name.
 ///
 /// # Panics
 /// There is no such target; the input is a finding.

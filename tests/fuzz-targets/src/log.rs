@@ -1,4 +1,4 @@
-//! Readers of the store: records and snapshots of the log, and the events in them.
+//! Fuzz targets for the readers of the store: records and snapshots of the log, and the events in them.
 
 use bytes::Bytes;
 use foil_common::storage::Store;
@@ -8,19 +8,19 @@ use prost::Message;
 
 use super::Verdict;
 
-/// A record: once as it is, once as the body of a frame whose checksum holds.
+/// A record, once as it is and once as the body of a frame with a valid checksum.
 pub(super) fn record(input: &[u8]) -> Verdict {
     let framed = Record::decode_framed(&Bytes::copy_from_slice(input));
     let record = framed.ok().or_else(|| Record::decode(input).ok().filter(|record| record.entry.is_some()));
     let Some(record) = record else { return Verdict::Refused };
     let again = Record::decode_framed(&record.encode_framed()).expect("a record can be read back");
     assert!(again == record, "a record changes as it is written");
-    // A whole log of this one record.
+    // A whole log with only this record.
     let _ = read(&[(log::key(0), record.encode_framed())]);
     Verdict::Accepted
 }
 
-/// A store whose newest snapshot is this input: damaged ones are passed over, and nothing is made up.
+/// A store whose newest snapshot is this input. Damaged snapshots are skipped, and no state is made up.
 pub(super) fn snapshot(input: &[u8]) -> Verdict {
     let key = |number: u64| format!("meta/snapshot/{number:020}");
     let framed = log::frame_snapshot(input);
@@ -32,7 +32,7 @@ pub(super) fn snapshot(input: &[u8]) -> Verdict {
     .into()
 }
 
-/// A log that holds these objects; `None` if it is refused.
+/// Reads a log of these objects; `None` if it is rejected.
 fn read(objects: &[(String, Bytes)]) -> Option<LogState> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     runtime.block_on(async {
@@ -44,8 +44,8 @@ fn read(objects: &[(String, Bytes)]) -> Option<LogState> {
     })
 }
 
-/// Events of a job as a log holds them, one after the other: those that are legal in this order lead to a
-/// state, and the log's compaction to the same one.
+/// Events of a job, one after the other, as a log stores them. Those that are legal in this order lead to a
+/// state, and the log's compaction leads to the same state.
 pub(super) fn event(input: &[u8]) -> Verdict {
     let mut left = input;
     let mut events: Vec<Event> = Vec::new();
@@ -54,7 +54,7 @@ pub(super) fn event(input: &[u8]) -> Verdict {
         let Ok(event) = rmp_serde::from_read::<_, Event>(&mut reader) else { break };
         let bytes = rmp_serde::to_vec_named(&event).expect("an event can be written");
         let again: Event = rmp_serde::from_slice(&bytes).expect("a written event can be read");
-        // Bytes and not values: a NaN is not equal to itself.
+        // Compares bytes rather than values, because a NaN is not equal to itself.
         assert!(
             rmp_serde::to_vec_named(&again).expect("an event") == bytes,
             "an event changes as it is written"
@@ -69,7 +69,7 @@ pub(super) fn event(input: &[u8]) -> Verdict {
     Verdict::Accepted
 }
 
-/// The state of the first event's job after all events, if each of them is legal.
+/// The state of the first event's job after all events, or `None` if one of them is illegal.
 fn replay(events: &[Event]) -> Option<JobState> {
     let (first, rest) = events.split_first()?;
     let foil_coordinator::job::Change::Submitted(submitted) = &first.change else { return None };

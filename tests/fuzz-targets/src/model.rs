@@ -1,4 +1,4 @@
-//! Files of a model directory.
+//! Fuzz targets for files of a model directory.
 
 use std::path::Path;
 
@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 use super::Verdict;
 
 const LETTERS: &[u8] = include_bytes!("../../../deploy/jobs/letters/tokenizer.json");
-/// Number of ids of a tokenizer for which the encoder is tried.
+/// Maximum number of ids of a tokenizer with which the encoder is tried.
 const MAX_IDS: u32 = 1 << 20;
 
-/// A safetensors file: its header must describe it to the byte.
+/// A safetensors file, whose header must describe it to the byte.
 pub(super) fn safetensors(input: &[u8]) -> Verdict {
     let path = Path::new("model.safetensors");
     let read = || -> Result<WeightFiles, ModelFilesError> {
@@ -38,7 +38,7 @@ pub(super) fn safetensors(input: &[u8]) -> Verdict {
     Verdict::Accepted
 }
 
-/// `model.safetensors.index.json`: it names files of its own directory only.
+/// `model.safetensors.index.json`, which may only name files in its own directory.
 pub(super) fn shard_index(input: &[u8]) -> Verdict {
     let read = shards(Path::new("model.safetensors.index.json"), input);
     for file in read.iter().flat_map(|map| map.values()) {
@@ -50,7 +50,7 @@ pub(super) fn shard_index(input: &[u8]) -> Verdict {
     read.into()
 }
 
-/// `config.json`: what is written of an accepted one means the same model.
+/// `config.json`: an accepted one, written back, means the same model.
 pub(super) fn config(input: &[u8]) -> Verdict {
     if input.len() as u64 > DecoderConfig::SIZE_LIMIT {
         return Verdict::Refused;
@@ -65,8 +65,8 @@ pub(super) fn config(input: &[u8]) -> Verdict {
     Verdict::Accepted
 }
 
-/// `tokenizer.json`, or with a first byte of 1 `tokenizer_config.json`, 2 `config.json` and 3
-/// `special_tokens_map.json` beside a tokenizer that is sound.
+/// `tokenizer.json`. With a first byte of 1, 2 or 3, `tokenizer_config.json`, `config.json` or
+/// `special_tokens_map.json` instead, next to a valid tokenizer.
 pub(super) fn tokenizer(input: &[u8]) -> Verdict {
     let mut files = letters();
     let value = |bytes| input_file::json(bytes).unwrap_or(Value::Null);
@@ -79,7 +79,7 @@ pub(super) fn tokenizer(input: &[u8]) -> Verdict {
     use_encoder(&files, Template::Hh)
 }
 
-/// A chat template, with the tokens and dialogues that templates are rendered with.
+/// A chat template, with the tokens and dialogues with which templates are rendered.
 pub(super) fn chat_template(input: &[u8]) -> Verdict {
     let Ok(template) = std::str::from_utf8(input) else { return Verdict::Refused };
     use_encoder(&letters(), Template::Jinja(template.to_owned()))
@@ -104,7 +104,7 @@ fn small_config() -> Value {
     })
 }
 
-/// Encodes dialogues and decodes them; limits hold whatever the files say.
+/// Encodes and decodes dialogues. Limits must hold whatever the files contain.
 fn use_encoder(files: &ModelText, template: Template) -> Verdict {
     let text = Text {
         template,

@@ -1,11 +1,11 @@
-//! Mutations of a file: of its bytes, of its structure if it is JSON, and of its words.
+//! Mutations of a file's bytes, of its structure if it is JSON, and of its words.
 
 use serde_json::{Map, Value, json};
 
 /// Maximum size of mutated files.
 const SIZE_LIMIT: usize = 4 << 20;
 
-/// Changes a file as its kind suggests.
+/// Mutates a file depending on its kind.
 pub fn file(name: &str, bytes: &mut Vec<u8>, random: &mut fastrand::Rng) {
     let structural = random.u8(..) < 170;
     match name.rsplit('.').next() {
@@ -19,7 +19,7 @@ pub fn file(name: &str, bytes: &mut Vec<u8>, random: &mut fastrand::Rng) {
     bytes.truncate(SIZE_LIMIT);
 }
 
-/// Mutates a text; one that is not UTF-8 any more is left to the mutation of bytes.
+/// Mutates text. Bytes that are not valid UTF-8 are mutated as bytes instead.
 fn text(bytes: &mut Vec<u8>, change: impl FnOnce(&str) -> Option<String>) {
     if let Some(changed) = std::str::from_utf8(bytes).ok().and_then(change) {
         *bytes = changed.into_bytes();
@@ -45,7 +45,7 @@ fn json_line(text: &str, random: &mut fastrand::Rng) -> Option<String> {
     Some(lines.join("\n"))
 }
 
-/// A length-prefixed JSON header.
+/// Mutates a length-prefixed JSON header.
 fn header(bytes: &mut Vec<u8>, random: &mut fastrand::Rng) {
     let Some(size) = bytes.first_chunk::<8>().map(|size| u64::from_le_bytes(*size) as usize) else { return };
     let Some(text) = bytes.get(8..size.saturating_add(8)).and_then(|text| std::str::from_utf8(text).ok())
@@ -61,7 +61,7 @@ fn header(bytes: &mut Vec<u8>, random: &mut fastrand::Rng) {
     *bytes = [&size.to_le_bytes()[..], changed.as_bytes(), &data].concat();
 }
 
-/// Changes one value somewhere in `value`.
+/// Changes one value anywhere in `value`.
 fn node(value: &mut Value, random: &mut fastrand::Rng) {
     let deeper = random.u8(..) < 200;
     match value {
@@ -108,7 +108,7 @@ fn rename(fields: &mut Map<String, Value>, index: usize, random: &mut fastrand::
     }
 }
 
-/// An unexpected value.
+/// Returns an unexpected value.
 fn strange(random: &mut fastrand::Rng) -> Value {
     match random.u8(..20) {
         0 => Value::Null,

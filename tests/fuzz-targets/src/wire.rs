@@ -1,4 +1,4 @@
-//! Messages of the wire.
+//! Fuzz targets for messages of the wire protocol.
 
 use foil_common::spec::Job;
 use foil_coordinator::rpc::fuzzing;
@@ -7,7 +7,7 @@ use prost::Message;
 
 use super::Verdict;
 
-/// A specification as a client sends it. An accepted one survives its way into the log and back.
+/// A specification from a client. An accepted one survives the round trip through the log.
 pub(super) fn job_spec(input: &[u8]) -> Verdict {
     let Ok(spec) = v1::JobSpec::decode(input) else { return Verdict::Refused };
     let Ok(job) = Job::try_from(spec) else { return Verdict::Refused };
@@ -21,7 +21,7 @@ pub(super) fn job_spec(input: &[u8]) -> Verdict {
     Verdict::Accepted
 }
 
-/// A rank's message as the coordinator takes it in: cut to what fits in the log and in other messages.
+/// A rank's message as the coordinator accepts it: truncated to fit in the log and in other messages.
 pub(super) fn rank_message(input: &[u8]) -> Verdict {
     let Some(message) = v1::RankMessage::decode(input).ok().and_then(|message| message.message) else {
         return Verdict::Refused;
@@ -37,7 +37,7 @@ pub(super) fn rank_message(input: &[u8]) -> Verdict {
     accepted.into()
 }
 
-/// An agent's message as the coordinator takes it in.
+/// An agent's message as the coordinator accepts it.
 pub(super) fn agent_message(input: &[u8]) -> Verdict {
     let Some(message) = v1::AgentMessage::decode(input).ok().and_then(|message| message.message) else {
         return Verdict::Refused;

@@ -1,5 +1,5 @@
-//! The binary files of the corpus are made here, so that they can be read, and renewed when a message
-//! changes: `FOIL_BLESS_CORPUS=1 cargo test -p foil-fuzz-targets --test seeds`.
+//! Generates the binary files of the corpus, so that they are readable as code and can be updated when a
+//! message changes: `FOIL_BLESS_CORPUS=1 cargo test -p foil-fuzz-targets --test seeds`.
 
 use std::fs;
 
@@ -55,7 +55,7 @@ fn specifications() {
     hold("job_spec", "preset", &preset.encode_to_vec());
 }
 
-/// A file that scripts/fixtures/data_files.py has written.
+/// A file written by scripts/fixtures/data_files.py.
 fn fixture(name: &str) -> Vec<u8> {
     let path = corpus("../../fixtures/data").join(name);
     fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
@@ -204,7 +204,7 @@ fn messages_of_agents() {
     hold("agent_message", "exit", &agent(Message::RankExited(exit)));
 }
 
-/// The events of a small job, from its submission to its end.
+/// The events of a small job, from submission to end.
 fn events() -> Vec<Event> {
     let job = Job::try_from(spec()).expect("a job");
     let dataset =
@@ -223,7 +223,7 @@ fn events() -> Vec<Event> {
     .into();
     let phases: Vec<v1::PhasePlan> = plan::plan(&job, &datasets).iter().map(Into::into).collect();
     let phase = phases[0].id.clone();
-    // Fields of later versions have their defaults.
+    // Fields added in later versions have their defaults.
     let submitted: Submitted = serde_json::from_value(serde_json::json!({
         "request_id": "r", "spec_hash": "h", "spec": v1::JobSpec::from(&job),
         "plan": v1::Plan { phases, datasets: Vec::new() }, "datasets": datasets,
@@ -270,7 +270,7 @@ fn logs() {
     hold("log_record", "events", &framed);
     hold("log_record", "torn", &framed[..framed.len() / 2]);
 
-    // Fields 1 and 2 are number and term, 3 the events.
+    // Fields 1 and 2 are the number and the term; field 3 contains the events.
     let body = [&[0x08, 7, 0x10, 3, 0x1a, 2][..], b"hi"].concat();
     hold("snapshot", "framed", &frame_snapshot(&body));
     hold("snapshot", "body", &body);

@@ -1,8 +1,8 @@
-//! Each fuzz target over its committed corpus, and over mutations of it from a fresh seed.
+//! Runs each fuzz target over its committed corpus and over mutations of it from a fresh seed.
 //!
-//! `FOIL_FUZZ_SEED` repeats a run, and `FOIL_FUZZ_RUNS` multiplies the number of its inputs.
+//! `FOIL_FUZZ_SEED` repeats a run, and `FOIL_FUZZ_RUNS` multiplies its number of inputs.
 
-#![allow(clippy::print_stdout, reason = "figures of a run")]
+#![allow(clippy::print_stdout, reason = "prints the figures of a run")]
 
 use std::any::Any;
 use std::fs;
@@ -15,10 +15,10 @@ use peak_alloc::PeakAlloc;
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
-/// One target at a time, so that each one's memory can be told.
+/// Serializes the targets, so that the memory of each can be measured.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// Largest file of the corpus: it is read with every build.
+/// Maximum size of a corpus file, since the corpus is read with every build.
 const MAX_FILE_BYTES: u64 = 64 << 10;
 
 fn seeds(target: &Target) -> Vec<(String, Vec<u8>)> {
@@ -31,7 +31,7 @@ fn seeds(target: &Target) -> Vec<(String, Vec<u8>)> {
     found
 }
 
-/// Runs an input; a panic or too much memory is a finding, which is kept and named.
+/// Runs an input. A panic or excessive memory use is a finding, which is kept and named.
 fn try_input(target: &Target, told: &str, input: &[u8]) -> Verdict {
     MEMORY.reset_peak_usage();
     let before = MEMORY.current_usage();
@@ -55,7 +55,7 @@ fn message(panic: &(dyn Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
 }
 
-/// Keeps a finding outside of the corpus; the one who mends it adds it.
+/// Keeps a finding outside the corpus, to be added along with its fix.
 fn keep(target: &Target, input: &[u8]) -> PathBuf {
     let path = std::env::temp_dir().join(format!("foil-fuzz-{}.{}", target.name, target.extension));
     fs::write(&path, input).expect("a temporary file");

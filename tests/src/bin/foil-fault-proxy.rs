@@ -1,9 +1,9 @@
 //! An HTTP proxy that injects faults into requests to an object store, for scripts: `foil-fault-proxy
 //! HOST:PORT [SEED]`.
 //!
-//! Prints its own address. Each line on standard input sets the faults from then on, for example
-//! `refuse=30 reset=5 lose_reply=5 delay_ms=200`; an empty line clears them. Each is answered with the number
-//! of requests and of injected faults so far. Ends with its input.
+//! Prints its own address. Each line on standard input sets the faults that apply afterwards, for example
+//! `refuse=30 reset=5 lose_reply=5 delay_ms=200`; an empty line clears them. Each line is answered with the
+//! number of requests and of injected faults so far. Exits at the end of its input.
 
 use std::io::Write;
 

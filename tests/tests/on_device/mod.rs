@@ -1,4 +1,4 @@
-//! Operations of a process on the stand-in device between two marks.
+//! Operations of a process on the stand-in device, each between two marks.
 
 use std::path::Path;
 
@@ -17,14 +17,14 @@ use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
 const GPU: Device = Device::Cuda(0);
-/// Layers of the models that are compared: the difference is that of so many layers.
+/// Numbers of layers of the compared models. Their difference is the cost of the additional layers.
 pub(super) const LAYERS: [usize; 2] = [2, 4];
-/// Tokens of the generations that are compared.
+/// Numbers of tokens of the compared generations.
 pub(super) const DECODED: [usize; 2] = [4, 12];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scenario {
-    /// A micro-batch of demonstrations in bf16: its loss.
+    /// The loss of a micro-batch of demonstrations in bf16.
     Forward,
     /// Its gradients.
     Backward,
@@ -33,7 +33,7 @@ pub(super) enum Scenario {
     Fp32Forward,
     /// A micro-batch of preference pairs.
     Preferences,
-    /// Generation of few tokens, and of more.
+    /// Generation of few tokens and of more.
     ShortDecode,
     Decode,
     /// Loss and gradients of a full micro-batch in bf16.
@@ -43,7 +43,7 @@ pub(super) enum Scenario {
 }
 
 impl Scenario {
-    /// The marks around it: sizes that no other copy to the host has.
+    /// The marks around it: copies to the host whose sizes no other copy has.
     pub(super) fn marks(self, layers: usize) -> (usize, usize) {
         let first = 100_001 + 200 * self as usize + 20 * layers;
         (first, first + 1)
@@ -75,7 +75,7 @@ fn model(layers: usize) -> LanguageModel {
     LanguageModel::from_config(&config(layers, 64), 3, GPU)
 }
 
-/// A model of several buckets of gradients.
+/// Writes a model with several buckets of gradients.
 pub(super) fn save_model(dir: &Path) {
     LanguageModel::from_config(&config(6, 256), 3, Device::Cpu).save(dir, SaveDtype::Fp32).unwrap();
 }
@@ -84,7 +84,7 @@ fn sequence(number: u32, length: u32) -> Vec<u32> {
     (0..length).map(|token| (number * 31 + token * 7) % 101).collect()
 }
 
-/// The loss of all rows, after one that fills tables and caches.
+/// The loss of all rows, computed after a first one that fills tables and caches.
 fn second_loss(scenario: Scenario, layers: usize, objective: &dyn Objective) -> MicroBatchLoss {
     let rows: Vec<usize> = (0..objective.sets().iter().sum()).collect();
     drop(objective.loss(&rows).unwrap());
@@ -144,7 +144,7 @@ fn preferences(layers: usize) {
     drop(second_loss(Scenario::Preferences, layers, &objective));
 }
 
-/// Sequences of a full micro-batch, their length, and the length of their prompts.
+/// Number of sequences of a full micro-batch, their length, and the length of their prompts.
 const FULL: [u64; 3] = [24, 50, 15];
 
 fn full_step(scenario: Scenario, layers: usize) {
@@ -164,8 +164,8 @@ fn full_step(scenario: Scenario, layers: usize) {
     scenario.run(layers, || backward(&objective.loss(&rows).unwrap().loss).unwrap());
 }
 
-/// The plan's estimate for a step of [`full_step`] without weights, the optimizer's state, and memory outside
-/// of tensors.
+/// The plan's estimate for a step of [`full_step`], excluding weights, the optimizer's state, and memory
+/// outside tensors.
 pub(super) fn planned_memory(scenario: Scenario, layers: usize) -> u64 {
     let [sequences, length, prompt] = FULL;
     let shape = ModelShape::from(&config(layers, 64));

@@ -1,4 +1,4 @@
-//! The values of a job's log that trackers must have, by the names in the documentation.
+//! The values of a job's log that trackers must have, with the names from the documentation.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,7 +8,7 @@ use serde_json::Value;
 /// Values by metric and step.
 pub(super) type Values = BTreeMap<(String, i64), f64>;
 
-/// The name of a phase's metrics in trackers, as the documentation has it.
+/// The name of a phase's metrics in trackers, according to the documentation.
 fn place(phase: &str, metric: Option<&str>) -> String {
     let work = phase.split_once('.').expect("a phase's id").1;
     let place = match work {
@@ -45,7 +45,7 @@ fn place(phase: &str, metric: Option<&str>) -> String {
 pub(super) fn logged_steps(file: &Path) -> Values {
     let text = std::fs::read_to_string(file).expect("metrics.jsonl");
     let mut values = Values::new();
-    // Steps of the rounds before, by model; and the phase that is read.
+    // The number of steps in earlier rounds, by model, and the phase being read.
     let (mut before, mut reading): (BTreeMap<String, i64>, _) = (BTreeMap::new(), (String::new(), 0));
     for line in text.lines() {
         let fields: Value = serde_json::from_str(line).expect("a JSON line");
@@ -79,7 +79,7 @@ pub(super) fn logged_phases(events: &str) -> Values {
         let round: i64 = phase[1..3].parse().expect("a round");
         for metric in done["metrics"].as_array().map(Vec::as_slice).unwrap_or_default() {
             let key = place(phase, metric["name"].as_str());
-            // Protobuf's JSON leaves zeros out, and has texts for what is not finite.
+            // Protobuf's JSON omits zeros and represents non-finite values as text.
             let value = if metric["value"].is_null() { Some(0.0) } else { metric["value"].as_f64() };
             let Some(value) = value else { continue };
             if let Some(error) = metric["se"].as_f64() {
@@ -92,7 +92,7 @@ pub(super) fn logged_phases(events: &str) -> Values {
     values
 }
 
-/// Fails unless a server has each value of the log once, and nothing else.
+/// Fails unless a server has each value of the log once and nothing else.
 pub(super) fn assert_same(found: &BTreeMap<(String, i64), Vec<f64>>, logged: &Values) {
     let wrong: Vec<_> = found.iter().filter(|(_, values)| values.len() != 1).collect();
     assert!(wrong.is_empty(), "came more than once: {wrong:?}");

@@ -1,11 +1,11 @@
-//! Experiment trackers end to end: each value of the log arrives once, although leaders die and trackers are
-//! away; and a tracker in trouble costs a job nothing.
+//! Experiment trackers end to end: each value of the log arrives once, even if leaders die and trackers are
+//! unavailable. A failing tracker does not affect a job.
 //!
-//! TensorBoard's own reader is asked where a Python with tensorboard is found (`FOIL_TEST_PYTHON`, or
-//! `.venv-peers`, see scripts/fixtures/setup-peers), and MLflow's own server where there is an `mlflow`
+//! Uses TensorBoard's own reader if a Python with tensorboard is available (`FOIL_TEST_PYTHON`, or
+//! `.venv-peers`, see scripts/fixtures/setup-peers), and MLflow's own server if `mlflow` is available
 //! (`FOIL_TEST_MLFLOW`, or `.venv-peers/bin/mlflow`).
 
-// A test that is skipped says why.
+// Skipped tests print the reason.
 #![allow(clippy::print_stderr)]
 
 mod logged;
@@ -22,14 +22,14 @@ use serde_json::Value;
 
 use self::logged::{Values, assert_same, logged_phases, logged_steps};
 
-/// Holds phases, so that they are observed on a fast machine too.
+/// Delays phases, so that they can be observed on fast machines too.
 const HOLD: &str = "gang.join=delay@*,phase.generate=delay@*";
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// A Python that has a package.
+/// A Python with a package.
 fn python(package: &str) -> Option<Command> {
     let named = std::env::var_os("FOIL_TEST_PYTHON").map(PathBuf::from);
     let program = named.unwrap_or_else(|| root().join(".venv-peers/bin/python"));
@@ -47,7 +47,7 @@ fn json_of(mut command: Command) -> Value {
     serde_json::from_slice(&stdout).expect("JSON")
 }
 
-/// Reads event files by TensorBoard's own reader.
+/// Reads event files with TensorBoard's own reader.
 const READ_EVENTS: &str = r#"
 import json, sys
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -76,7 +76,8 @@ print(json.dumps({
 }))
 "#;
 
-/// Fails unless TensorBoard reads each value of the log once from a folder, and more of the job.
+/// Fails unless TensorBoard reads each value of the log once from a folder, in addition to other data of the
+/// job.
 fn assert_events(folder: &Path, logged: &Values) {
     let Some(mut python) = python("tensorboard") else { return };
     python.args(["-c", READ_EVENTS]).arg(folder);
@@ -110,7 +111,7 @@ fn assert_events(folder: &Path, logged: &Values) {
     assert!(read["texts"]["job/file"][0][1].as_str().is_some_and(|text| text.contains("\"rounds\": ")));
 }
 
-/// Fails unless a run has the completions of the start and of each round, the same however often they came.
+/// Fails unless a run has the completions of the start and of each round. Repeated tables must be equal.
 fn assert_tables(run: &SentRun, rounds: usize) {
     let paths: Vec<String> = (0..=rounds).map(|round| format!("completions/round-{round:04}.json")).collect();
     assert_eq!(run.tables.keys().cloned().collect::<Vec<_>>(), paths);
@@ -156,14 +157,15 @@ fn wait_for_phase(service: &Service, id: &str, phase: &str) {
     });
 }
 
-/// Starts to take down a job's events.
+/// Starts to record a job's events.
 fn watch(service: &Service, id: &str) -> Process {
     let mut watch = Command::new(foil());
     watch.args(["watch", id, "-o", "json"]).env("FOIL_COORDINATOR", service.urls());
     Process::start(watch, &service.at("events.log"))
 }
 
-/// Waits until trackers have all of a job; the steps of its log then, and a folder of its results.
+/// Waits until trackers have everything of a job. Returns the steps of its log, and a folder with its
+/// results.
 fn logged(service: &Service, id: &str, trackers: &[&str]) -> (Values, PathBuf) {
     service.foil(&["watch", id]);
     for tracker in trackers {
@@ -233,7 +235,7 @@ fn each_value_arrives_once_although_leaders_die_and_the_tracker_is_away() {
     assert!(holds(&service.at("store"), "hunter2").is_none());
 }
 
-/// A file below a directory that holds a text.
+/// The first file below a directory that contains a text.
 fn holds(directory: &Path, text: &str) -> Option<PathBuf> {
     std::fs::read_dir(directory).into_iter().flatten().flatten().find_map(|entry| {
         let path = entry.path();
@@ -247,7 +249,7 @@ fn holds(directory: &Path, text: &str) -> Option<PathBuf> {
     })
 }
 
-/// Prints all runs of MLflow's database, and the table of round 1 as MLflow's client reads it.
+/// Prints all runs in MLflow's database, and the table of round 1 as MLflow's client reads it.
 const READ_DATABASE: &str = r#"
 import json, mlflow, sqlite3, sys
 database = sqlite3.connect(sys.argv[1])
@@ -352,7 +354,7 @@ fn a_run_ends_although_its_tracker_hangs_and_the_rest_is_delivered_later() {
     }
     assert_progress(&posts.lock().expect("no panic"));
 
-    // Another coordinator, with a server that works.
+    // Another coordinator, with a working server.
     let mlflow = MlflowServer::start();
     let store = run.out().join("store");
     let mut serve = Command::new(foil());
@@ -360,19 +362,19 @@ fn a_run_ends_although_its_tracker_hangs_and_the_rest_is_delivered_later() {
     let (service, _coordinator) = Service::start_on(serve, "127.0.0.1", Some(&store.display().to_string()));
     let outcome: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let (logged, dir) = logged(&service, outcome["job"].as_str().expect("an id"), &["mlflow", "tensorboard"]);
-    // The events of a job that has ended do not come again, so its steps are compared.
+    // The events of a finished job are not sent again, so only its steps are compared.
     let mut found = mlflow.runs()[0].metrics.clone();
     assert!(found.contains_key(&("policy/eval/reward".to_owned(), 1)));
     found.retain(|(key, _), _| key.contains("/train/"));
     assert_same(&found, &logged);
-    // The run's event files on this machine are the ones that the service has.
+    // The run's event files on this machine are the same as the service's.
     let names = |folder: &Path| -> BTreeSet<_> {
         std::fs::read_dir(folder).expect("event files").flatten().map(|entry| entry.file_name()).collect()
     };
     assert_eq!(names(&run.out().join("tensorboard")), names(&dir.join("tensorboard")));
 }
 
-/// Fails unless the posts tell of a job's progress up to its end.
+/// Fails unless the posts describe a job's progress up to its end.
 fn assert_progress(posts: &[(String, Value)]) {
     assert!(posts.len() > 1 && posts.iter().all(|(token, _)| token == "Bearer hunter3"), "{posts:?}");
     let percent: Vec<i64> =

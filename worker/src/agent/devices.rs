@@ -1,4 +1,4 @@
-//! The devices an agent offers: CPU slots, or GPUs by UUID.
+//! The devices that an agent offers: CPU slots, or GPUs by UUID.
 
 use std::fs;
 use std::process::Command;
@@ -81,7 +81,7 @@ fn cpu_slots(slots: usize) -> Vec<v1::Device> {
         .collect()
 }
 
-/// The host's memory, 0 if /proc does not show it.
+/// The host's memory in bytes, or 0 if /proc does not report it.
 fn host_memory_bytes() -> u64 {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let kib = meminfo
@@ -109,7 +109,7 @@ fn query_gpus() -> Result<String, DeviceError> {
 }
 
 /// Parses nvidia-smi's list and keeps the GPUs that CUDA_VISIBLE_DEVICES names, by index or UUID, in
-/// nvidia-smi's order. `cuda` is libtorch's version of it.
+/// nvidia-smi's order. `cuda` is the CUDA version of libtorch.
 fn parse_gpus(
     listing: &str,
     visible: Option<&str>,
@@ -140,7 +140,7 @@ fn parse_gpus(
     Ok(gpus)
 }
 
-/// The oldest driver branch that runs CUDA of a major version, by NVIDIA's table of compatibility.
+/// The oldest driver branch that supports a CUDA major version, according to NVIDIA's compatibility table.
 fn oldest_driver(major: u32) -> u32 {
     match major {
         0..=11 => 450,
@@ -149,7 +149,7 @@ fn oldest_driver(major: u32) -> u32 {
     }
 }
 
-/// Refuses a driver that is older than libtorch's CUDA: libtorch would see no GPU and not say why.
+/// Rejects a driver that is older than libtorch's CUDA: libtorch would see no GPU and not say why.
 fn check_driver(driver: &str, cuda: Option<(u32, u32)>) -> Result<(), DeviceError> {
     let Some((major, minor)) = cuda else { return Ok(()) };
     let needed = oldest_driver(major);
@@ -158,7 +158,7 @@ fn check_driver(driver: &str, cuda: Option<(u32, u32)>) -> Result<(), DeviceErro
         Some(branch) if branch < needed => {
             Err(DeviceError::OldDriver { found: driver.to_owned(), needed, major, minor })
         }
-        // A version of another form is left for libtorch to judge.
+        // Leaves versions in another format to libtorch.
         _ => Ok(()),
     }
 }

@@ -4,11 +4,11 @@ use std::net::{IpAddr, ToSocketAddrs};
 
 use nix::ifaddrs::getifaddrs;
 
-/// Environment variable from which NCCL reads the interface's name.
+/// Environment variable that names NCCL's network interface.
 pub(super) const NCCL_SOCKET_IFNAME: &str = "NCCL_SOCKET_IFNAME";
 
-/// The interface of this machine with the given IP address or host name. `None` if there is none, for example
-/// behind NAT: NCCL then chooses one itself.
+/// This machine's interface with the given IP address or host name. `None` if it has no such interface, for
+/// example behind NAT; NCCL then chooses one.
 pub(super) fn with_address(address: &str) -> Option<String> {
     let addresses: Vec<IpAddr> = (address, 0).to_socket_addrs().ok()?.map(|found| found.ip()).collect();
     let mut interfaces = getifaddrs().ok()?;

@@ -31,25 +31,25 @@ impl LeaderLease {
         Self { last_known: now, connected: now, number: 0, pending: VecDeque::new() }
     }
 
-    /// A stream is opened, and the registration is sent on it now.
+    /// Records that a stream is being opened and the registration is being sent on it.
     pub(super) fn connecting(&mut self, now: Instant) {
         self.connected = now;
         self.pending.clear();
     }
 
-    /// The registration was answered, so it was sent to a leader.
+    /// Records that the registration was answered, so it was sent to a leader.
     pub(super) fn registered(&mut self) {
         self.last_known = self.last_known.max(self.connected);
     }
 
-    /// The number of the heartbeat that is sent now.
+    /// The number of the heartbeat that is about to be sent.
     pub(super) fn next_heartbeat(&mut self, now: Instant) -> u64 {
         self.number += 1;
         self.pending.push_back((self.number, now));
         self.number
     }
 
-    /// Heartbeats up to `number` were answered.
+    /// Records that heartbeats up to `number` were answered.
     pub(super) fn acknowledged(&mut self, number: u64) {
         while let Some((sent, at)) = self.pending.front().copied()
             && sent <= number

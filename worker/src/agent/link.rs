@@ -1,5 +1,5 @@
-//! Keeps up the stream to the coordinator: connects, reconnects with backoff, and sends the agent an event
-//! for each.
+//! Maintains the stream to the coordinator: connects, reconnects with backoff, and notifies the agent of each
+//! change.
 
 #![expect(clippy::disallowed_methods, reason = "reconnections back off with jitter")]
 
@@ -15,10 +15,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
-/// Short, so that a new leader soon has its workers.
+/// Short, so that a new leader gets its workers quickly.
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
-/// Time for the coordinator to notice that another process with this agent's name is gone: it misses some
-/// heartbeats first.
+/// Time for the coordinator to notice that another process with this agent's name has died, which takes a few
+/// missed heartbeats.
 const NAME_CONFLICT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Capacity of the queue of outgoing messages.
 const SEND_BUFFER: usize = 256;
@@ -30,12 +30,12 @@ pub(super) enum LinkEvent {
     Up(mpsc::Sender<v1::AgentMessage>),
     Command(v1::AgentCommand),
     Down,
-    /// The coordinator rejected this agent for good.
+    /// The coordinator rejected this agent permanently.
     Refused(Status),
 }
 
 /// Runs until the receiver of `events` is dropped or the coordinator rejects the agent. `reconnect` closes
-/// the current stream, and another coordinator is tried.
+/// the current stream and tries another coordinator.
 pub(super) async fn keep(channel: LeaderChannel, events: mpsc::Sender<LinkEvent>, reconnect: Arc<Notify>) {
     let mut backoff = MIN_BACKOFF;
     let mut name_taken_since: Option<Instant> = None;
@@ -70,7 +70,7 @@ pub(super) async fn keep(channel: LeaderChannel, events: mpsc::Sender<LinkEvent>
             }
         };
         if let Err(StreamError::Refused(status)) = outcome {
-            // The receiver is gone if the agent is stopping.
+            // The receiver has been dropped if the agent is stopping.
             let _ = events.send(LinkEvent::Refused(status)).await;
             return;
         }
@@ -110,11 +110,11 @@ async fn stream_once(
     Ok(())
 }
 
-/// The end of a stream that the coordinator had accepted.
+/// Classifies the end of a stream that the coordinator had accepted.
 fn classify_end(status: &Status) -> StreamError {
     match status.code() {
         Code::Unauthenticated => {
-            // The token may have been replaced in its file: the next stream has the new one, or is refused.
+            // The token file may have been replaced: the next stream uses the new token or is refused.
             tracing::warn!(
                 reason = status.message(),
                 "the stream's credentials are no longer valid; reconnecting"

@@ -57,10 +57,10 @@ pub struct AgentOptions {
     pub agent_id: String,
     pub devices: Vec<v1::Device>,
     pub ranks: RankProgram,
-    /// The process with which this agent ends, if it was started by one.
+    /// The parent process, if the agent must end when it exits.
     pub parent_pid: Option<u32>,
     pub metrics_listen: Option<MetricsListen>,
-    /// Time for ranks to stop gracefully when this agent is told to stop.
+    /// Time for ranks to stop gracefully when this agent is asked to stop.
     pub grace: Duration,
 }
 
@@ -81,7 +81,7 @@ pub enum AgentError {
 /// Why an agent ended without an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AgentEnd {
-    /// A signal told it to stop.
+    /// It received a stop signal.
     Stopped,
     /// The process that started it has exited.
     Orphaned,
@@ -118,7 +118,7 @@ pub async fn run(
 
 struct Agent {
     options: AgentOptions,
-    /// Random, known only to the coordinator: no other process can register as this one.
+    /// A random id known only to the coordinator, so that no other process can register as this one.
     instance: String,
     ranks: Ranks,
     connected: Arc<AtomicBool>,
@@ -126,7 +126,7 @@ struct Agent {
     channel: LeaderChannel,
     /// Closes the current stream and connects to another coordinator.
     reconnect: Arc<Notify>,
-    /// Exits of ranks that the coordinator has not been told yet.
+    /// Exits of ranks that have not been reported to the coordinator.
     unreported_exits: Vec<v1::RankExited>,
     /// The highest term seen.
     term: u64,
@@ -209,8 +209,8 @@ impl Agent {
         }
     }
 
-    /// The configured address; otherwise the local address of the route to the coordinator, so that machines
-    /// that reach the same coordinator also reach each other.
+    /// The configured address, or by default the local address of the route to the coordinator: machines that
+    /// reach the same coordinator also reach each other.
     async fn own_address(&self) -> String {
         if let Some(address) = &self.options.ranks.advertise_address {
             return address.clone();
@@ -335,7 +335,7 @@ impl Agent {
         }
     }
 
-    /// Never blocks: a stream that does not drain is broken, and its keep-alive will find out.
+    /// Never blocks. If the stream does not drain, it is broken and its keep-alive closes it.
     fn send(&self, message: Message) {
         if let Some(stream) = &self.stream
             && let Err(error) = stream.try_send(v1::AgentMessage { message: Some(message) })

@@ -1,5 +1,5 @@
-//! A rank process's output, which is JSON lines but for what libraries print: forwarded to the log line by
-//! line, shipped to the store, with its tail kept to explain how the process ended.
+//! The output of a rank process: JSON lines, except for what libraries print. Each line is forwarded to the
+//! log and shipped to the store; the tail is kept to explain how the process ended.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -15,12 +15,12 @@ use serde::de::IgnoredAny;
 
 use super::shipper::LogSink;
 
-/// Number of lines of output in the report of a rank's exit.
+/// Number of output lines in the report of a rank's exit.
 const TAIL_LINES: usize = 50;
 /// Longer lines are truncated in that report.
 const TAIL_LINE_BYTES: usize = 2000;
-/// Number of lines that may follow an out-of-memory message for it to be the cause of the exit. A backtrace
-/// has some hundreds; an older message was survived.
+/// Number of lines that may follow an out-of-memory message for it to count as the cause of the exit. A
+/// backtrace has some hundreds; the process survived an older message.
 const OOM_WINDOW_LINES: usize = 1000;
 
 /// The end of a process's output.
@@ -28,7 +28,7 @@ const OOM_WINDOW_LINES: usize = 1000;
 pub(super) struct OutputTail {
     /// The last [`TAIL_LINES`] lines, oldest first.
     pub(super) tail: Vec<String>,
-    /// The out-of-memory message within its last [`OOM_WINDOW_LINES`] lines.
+    /// The out-of-memory message, if one is within the last [`OOM_WINDOW_LINES`] lines.
     pub(super) shortage: Option<v1::MemoryShortage>,
 }
 
@@ -95,7 +95,7 @@ pub(super) fn forward(
     })
 }
 
-/// The line for this process's log. In a JSON log, lines that are not JSON (libraries print those) are
+/// The line for this process's log. In a JSON log, lines that are not JSON (printed by libraries) are
 /// wrapped, and empty lines are dropped.
 fn log_line<'a>(line: &'a str, session: &str, format: LogFormat) -> Option<Cow<'a, str>> {
     let is_object = || line.starts_with('{') && serde_json::from_str::<IgnoredAny>(line).is_ok();

@@ -22,12 +22,12 @@ use foil_common::exit::Exit;
 #[derive(Debug)]
 pub(super) struct RankEnd {
     pub(super) exit: v1::RankExited,
-    /// Whether this agent ended it on purpose.
+    /// Whether this agent ended the process on purpose.
     pub(super) stopped: bool,
 }
 
 impl RankEnd {
-    /// Logs it and adds it to the metrics.
+    /// Logs the end and adds it to the metrics.
     pub(super) fn record(&self) {
         let (exit, cause) = (&self.exit, self.cause());
         let signal = exit.signal.map(signal_name);
@@ -51,7 +51,7 @@ impl RankEnd {
     }
 }
 
-/// For example `SIGSEGV`; real-time signals are named by number.
+/// The signal's name, for example `SIGSEGV`; real-time signals are named by number.
 fn signal_name(signal: i32) -> String {
     Signal::try_from(signal).map_or_else(|_| format!("signal {signal}"), |signal| signal.as_str().to_owned())
 }
@@ -65,7 +65,7 @@ pub(super) struct RankProcess {
 }
 
 impl RankProcess {
-    /// Supervises `child`, whose output must be piped; its end is sent on `exits`.
+    /// Supervises `child`, whose output must be piped, and sends its end on `exits`.
     pub(super) fn supervise(
         session_id: String,
         mut child: Child,
@@ -88,7 +88,7 @@ impl RankProcess {
         thread::Builder::new().name(format!("reap {session_id}")).spawn(move || {
             let end = End::wait(&child);
             for reader in readers.into_iter().flatten() {
-                // If a reader panicked, the tail is only shorter.
+                // If a reader panicked, the tail is merely shorter.
                 let _ = reader.join();
             }
             sink.end();
@@ -96,7 +96,7 @@ impl RankProcess {
             let killed = killed.load(Ordering::SeqCst);
             let stopped = end.is_stop(killed, terminated.load(Ordering::SeqCst));
             let exit = end.report(session_id, output.take(), killed, oom_killed);
-            // The receiver is gone if the agent itself is ending.
+            // The receiver has been dropped if the agent itself is ending.
             let _ = exits.send(RankEnd { exit, stopped });
         })?;
         Ok(process)
@@ -119,7 +119,7 @@ impl RankProcess {
     /// have been reused.
     pub(super) fn kill(&self) {
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
-        // The coordinator often notices a rank's end by its stream first and sends a kill that comes too
+        // The coordinator often notices a rank's end on its stream first and sends a kill that arrives too
         // late.
         if !is_ending(child.id()) {
             self.killed.store(true, Ordering::SeqCst);
@@ -135,10 +135,10 @@ fn is_ending(id: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{id}/stat")).map_or(true, |stat| is_exit_state(&stat))
 }
 
-/// Whether the text of /proc/N/stat shows a zombie or the kernel's flag PF_EXITING.
+/// Whether the text of /proc/N/stat shows a zombie or the kernel flag PF_EXITING.
 fn is_exit_state(stat: &str) -> bool {
     const PF_EXITING: u32 = 0x4;
-    // The program's name, in parentheses, may contain anything.
+    // The program's name, in parentheses, may contain any characters.
     let fields: Vec<&str> =
         stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().collect()).unwrap_or_default();
     let flags: u32 = fields.get(6).and_then(|flags| flags.parse().ok()).unwrap_or(0);
@@ -148,7 +148,7 @@ fn is_exit_state(stat: &str) -> bool {
 /// How a process ended.
 #[derive(Debug, Clone, Copy, Default)]
 struct End {
-    /// Exit code; with `signal`, `None` if the process could not be waited for.
+    /// Exit code. If `signal` is also `None`, waiting for the process failed.
     code: Option<i32>,
     signal: Option<i32>,
     /// Peak resident memory in bytes.
@@ -156,7 +156,7 @@ struct End {
 }
 
 impl End {
-    /// Waits for the exit without reaping, so that the lock is free for a kill meanwhile; then reaps under
+    /// Waits for the exit without reaping, so that a kill can take the lock while it waits; then reaps under
     /// the lock.
     fn wait(child: &Mutex<Child>) -> Self {
         let id = child.lock().unwrap_or_else(PoisonError::into_inner).id();
@@ -195,8 +195,8 @@ impl End {
         v1::RankExited { session_id, exit_code, signal, out_of_memory: memory.is_some(), log_tail, memory }
     }
 
-    /// A shortage of host memory: the kernel's OOM killer struck, or the program aborted over a failed
-    /// allocation and printed it.
+    /// Detects a shortage of host memory: the kernel's OOM killer struck, or the program aborted because of a
+    /// failed allocation and printed so.
     fn memory_shortage(
         self,
         printed: Option<v1::MemoryShortage>,
@@ -233,7 +233,7 @@ mod tests {
         assert!(report(end(Signal::SIGABRT), bad_alloc, true, false).out_of_memory, "the kill came too late");
 
         for (end, line, killed, oom_killed) in [
-            // Killed by this agent while the kernel killed another process.
+            // The agent killed this process while the kernel killed another.
             (end(Signal::SIGKILL), bad_alloc, true, true),
             (end(Signal::SIGKILL), "", false, false),
             (end(Signal::SIGSEGV), bad_alloc, false, true),

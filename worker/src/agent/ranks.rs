@@ -19,17 +19,17 @@ use super::spawner::Spawner;
 use crate::collective::PortRange;
 use crate::task_io::shared_objects::{RANK, SharedObjects};
 
-/// Variables of rank processes on which the user's take precedence: each with the names of those.
+/// Default environment variables of rank processes, each with the user's variables that override it.
 const DEFAULTS: [(&[&str], &str); 2] = [
-    // Micro-batches differ in size: segments that grow keep their memory from being cut into pieces that fit
-    // none. The second is the older name of the first.
+    // Micro-batches differ in size: growing segments avoid fragmentation into pieces that fit none. The
+    // second name is the older one.
     (&["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"], "expandable_segments:True"),
-    // NCCL connects, and takes its memory, when a group is made rather than when it first needs an
+    // NCCL connects and allocates its memory when a group is created rather than on first use of an
     // algorithm.
     (&["NCCL_RUNTIME_CONNECT"], "0"),
 ];
 
-/// Those of [`DEFAULTS`] that the user has not set.
+/// The [`DEFAULTS`] that the user has not overridden.
 fn unset_defaults() -> impl Iterator<Item = (&'static str, &'static str)> {
     let is_unset = |names: &[&str]| names.iter().all(|name| std::env::var_os(name).is_none());
     DEFAULTS.into_iter().filter(move |(names, _)| is_unset(names)).map(|(names, value)| (names[0], value))
@@ -40,20 +40,20 @@ fn unset_defaults() -> impl Iterator<Item = (&'static str, &'static str)> {
 pub struct RankProgram {
     /// `foil-worker` itself.
     pub program: PathBuf,
-    /// Arguments that precede those of a session.
+    /// Arguments that precede those of the session.
     pub arguments: Vec<String>,
     /// Addresses of coordinators, separated by commas.
     pub coordinator: String,
-    /// Files with which the agent and the ranks prove who they are.
+    /// Files with which the agent and the ranks authenticate.
     pub credentials: Credentials,
-    /// Address at which other ranks reach those of this machine; by default the local address of the route
-    /// to the coordinator.
+    /// Address at which other ranks reach the ranks of this machine; by default the local address of the
+    /// route to the coordinator.
     pub advertise_address: Option<String>,
-    /// Ports at which the ranks listen for others.
+    /// Ports at which the ranks listen for each other.
     pub rendezvous_ports: PortRange,
-    /// Directory in which each session gets its own, removed at the session's end.
+    /// Directory that contains one subdirectory per session, removed when the session ends.
     pub work_dir: PathBuf,
-    /// Format of the agent's log, into which the ranks' output is forwarded; they themselves log JSON.
+    /// Format of the agent's log, to which the ranks' output is forwarded. The ranks themselves log JSON.
     pub log_format: LogFormat,
 }
 
@@ -63,15 +63,15 @@ pub(super) struct Ranks {
     program: RankProgram,
     spawner: Spawner,
     live: BTreeMap<String, RankProcess>,
-    /// Connection for the ranks' logs: other calls on it would wait behind their bytes.
+    /// Connection for the ranks' logs. Other calls on it would wait behind their bytes.
     logs: LeaderChannel,
-    /// Logs that are on their way to the store.
+    /// Tasks that are still shipping logs to the store.
     shippers: Vec<JoinHandle<()>>,
     exits: mpsc::UnboundedSender<RankEnd>,
 }
 
 impl Ranks {
-    /// Ends of processes are sent on `exits`; each must be passed to [`Ranks::remove`].
+    /// Sends the ends of processes on `exits`; the caller must pass each to [`Ranks::remove`].
     pub(super) fn new(
         program: RankProgram,
         logs: LeaderChannel,
@@ -81,10 +81,10 @@ impl Ranks {
         Ok(Self { program, spawner, live: BTreeMap::new(), logs, shippers: Vec::new(), exits })
     }
 
-    /// Starts a rank process; does nothing if the session already runs, since commands may be repeated.
+    /// Starts a rank process. Does nothing if the session is already running, since commands may be repeated.
     ///
-    /// `coordinators` are the addresses to look for the leader at, the likeliest first; `address` is that of
-    /// the rank itself.
+    /// `coordinators` are the addresses at which to look for the leader, likeliest first; `address` is that
+    /// of the rank itself.
     pub(super) async fn start(
         &mut self,
         start: &v1::StartRank,
@@ -133,10 +133,10 @@ impl Ranks {
         sink
     }
 
-    /// Waits until the logs of the processes that have ended are in the store.
+    /// Waits until the logs of all ended processes are in the store.
     pub(super) async fn flush_logs(&mut self) {
         for shipper in std::mem::take(&mut self.shippers) {
-            // A shipper that panicked has nothing to wait for.
+            // If a shipper panicked, there is nothing to wait for.
             let _ = shipper.await;
         }
     }
@@ -178,7 +178,7 @@ impl Ranks {
         }
     }
 
-    /// Removes a process whose end was reported, with its directory.
+    /// Removes a process whose end was reported, and its directory.
     pub(super) fn remove(&mut self, session_id: &str) {
         self.live.remove(session_id);
         let dir = self.program.session_dir(session_id);
@@ -246,26 +246,26 @@ impl RankProgram {
             .args(["--parent-pid", &std::process::id().to_string()])
             .arg("--work-dir")
             .arg(self.session_dir(&start.session_id))
-            // A rank sees only its own device, as cuda:0.
+            // A rank sees only its own device, cuda:0.
             .env("CUDA_VISIBLE_DEVICES", if device.kind == "cuda" { &device.id } else { "" })
             // cuBLAS is deterministic only with a fixed workspace.
             .env("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             // cuDNN compiles a plan for each new shape of a decoding step, which takes tenths of a second
-            // every time.
+            // each time.
             .env("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
-            // The coordinator ends an attempt that hangs; NCCL's watchdog need not write a dump that nobody
-            // reads, nor resolve the symbols of all of libtorch before it ends the process.
+            // The coordinator ends an attempt that hangs, so NCCL's watchdog need not write a dump that
+            // nobody reads, nor resolve all of libtorch's symbols before it ends the process.
             .env("TORCH_NCCL_DUMP_ON_TIMEOUT", "0")
             .env("TORCH_NCCL_LOG_CPP_STACK_ON_UNCLEAN_SHUTDOWN", "0")
             .envs(unset_defaults())
             .env("OMP_NUM_THREADS", start.threads.to_string())
             // Signals from a terminal are for the agent, which stops its ranks gracefully.
             .process_group(0)
-            // For the secret: other users can read arguments and the environment.
+            // Carries the secret: other users can read arguments and the environment.
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        // '=' asks for an exact name. A value set by the user takes precedence.
+        // '=' requires an exact name. A value set by the user takes precedence.
         if device.kind == "cuda"
             && std::env::var_os(interface::NCCL_SOCKET_IFNAME).is_none()
             && let Some(name) = interface::with_address(address)

@@ -1,10 +1,10 @@
 //! Ships the log of a rank process to the store, through the coordinator.
 //!
-//! New lines leave within [`FLUSH_INTERVAL`], as a small part; every [`PART_BYTES`] are written once more as
-//! one part that covers the small ones, and the last part says that it is the last. A rank therefore never
-//! waits for the store, and if the agent itself is killed, the log lacks its last seconds.
+//! New lines are sent within [`FLUSH_INTERVAL`] as a small part. Every [`PART_BYTES`] are rewritten as one
+//! part that replaces the small ones, and the last part is marked as such. A rank therefore never waits for
+//! the store. If the agent itself is killed, the log lacks its last seconds.
 
-#![expect(clippy::disallowed_methods, reason = "lines wait for others until a deadline")]
+#![expect(clippy::disallowed_methods, reason = "lines are batched until a deadline")]
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,16 +20,16 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// Time that a line may wait for others to go with it.
+/// Time that a line may wait to be batched with others.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(2);
-/// Number of small parts after which what they cover is written as one.
+/// Number of small parts after which their bytes are rewritten as one part.
 const SMALL_PARTS: u32 = 64;
-/// Bytes that may wait for the store; beyond, the oldest lines are dropped.
+/// Maximum number of bytes waiting for the store; beyond it, the oldest lines are dropped.
 const BACKLOG_BYTES: usize = 1 << 20;
-/// Pause after a failure that may pass.
+/// Pause after a transient failure.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Takes the lines of one process. Cheap to clone.
+/// Accepts the lines of one process. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct LogSink {
     shared: Arc<Shared>,
@@ -42,19 +42,19 @@ struct Shared {
     changed: Notify,
 }
 
-/// The end of a log: what is not yet in a part that stays.
+/// The end of a log: the bytes that are not yet in a permanent part.
 #[derive(Debug, Default)]
 struct Buffer {
     bytes: Vec<u8>,
-    /// Offset of the first of them in the log.
+    /// Offset of the first byte in the log.
     start: u64,
-    /// Offset up to which the log is in the store, in parts of whatever size.
+    /// Offset up to which the log is in the store, in parts of any size.
     sent: u64,
-    /// Number of small parts from `start` on.
+    /// Number of small parts since `start`.
     small_parts: u32,
-    /// Nothing follows.
+    /// Whether the log is complete.
     ended: bool,
-    /// The coordinator takes no more of it.
+    /// Whether the coordinator rejects the rest of the log.
     refused: bool,
 }
 
@@ -91,11 +91,11 @@ impl Buffer {
         self.small_parts = 0;
     }
 
-    /// The next part to write, if there is one.
+    /// The next part to write, if any.
     fn next(&self) -> Option<Cut> {
         let end = self.end();
         if self.bytes.len() >= PART_BYTES {
-            // Lines are much shorter than a part.
+            // Lines are much shorter than a part, so one ends within it.
             let line_end =
                 self.bytes[..PART_BYTES].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
             return Some(Cut { start: self.start, end: self.start + line_end as u64, is_last: false });
@@ -110,14 +110,14 @@ impl Buffer {
         Some(Cut { start, end, is_last: false })
     }
 
-    /// The bytes of a cut; none if they were dropped meanwhile.
+    /// The bytes of a cut, unless they have been dropped.
     fn bytes_of(&self, cut: &Cut) -> Option<Bytes> {
         let from = usize::try_from(cut.start.checked_sub(self.start)?).ok()?;
         let to = usize::try_from(cut.end - self.start).ok()?;
         self.bytes.get(from..to).map(Bytes::copy_from_slice)
     }
 
-    /// A cut is durable.
+    /// Records that a cut is durable.
     fn written(&mut self, cut: &Cut) {
         self.sent = self.sent.max(cut.end);
         if cut.start == self.start && cut.end - cut.start > (PART_BYTES - LINE_BYTES) as u64 {
@@ -136,7 +136,8 @@ impl Buffer {
 }
 
 impl LogSink {
-    /// Ships the lines of the process that `start` describes. The task ends some time after [`Self::end`].
+    /// Starts to ship the lines of the process that `start` describes. The task ends some time after
+    /// [`Self::end`].
     pub(super) fn start(start: &v1::StartRank, channel: LeaderChannel) -> (Self, JoinHandle<()>) {
         let shared = Arc::new(Shared {
             secret: start.secret.clone(),
@@ -150,7 +151,7 @@ impl LogSink {
         (Self { shared }, tokio::spawn(shipper.run()))
     }
 
-    /// Takes a line of output, as it is if it is JSON.
+    /// Adds a line of output. A JSON line is kept as it is.
     pub(super) fn push(&self, line: &str) {
         let Some(line) = stored(line, &self.shared.secret) else { return };
         let mut buffer = self.shared.lock();
@@ -159,7 +160,7 @@ impl LogSink {
         self.shared.changed.notify_one();
     }
 
-    /// The process has ended, and all of its lines are pushed.
+    /// Marks the log as complete: the process has ended and all of its lines have been pushed.
     pub(super) fn end(&self) {
         self.shared.lock().ended = true;
         self.shared.changed.notify_one();
@@ -167,7 +168,7 @@ impl LogSink {
 }
 
 impl Shared {
-    /// Whether what is there should leave at once.
+    /// Whether the buffered lines should be sent immediately.
     fn is_ready(&self) -> bool {
         let buffer = self.lock();
         buffer.ended || buffer.is_full()
@@ -209,8 +210,7 @@ impl Shipper {
         }
     }
 
-    /// Waits for lines, and then for more of them, until they fill a part, the interval is over, or the log
-    /// ends.
+    /// Waits for the first lines, and then until they fill a part, the interval is over, or the log ends.
     async fn gather(&self) {
         while !self.shared.is_ready() && !self.shared.has_lines() {
             self.shared.changed.notified().await;
@@ -247,10 +247,10 @@ impl Shipper {
     }
 }
 
-/// The coordinator takes no more of this log: the job was deleted, or another process writes for the rank.
+/// The coordinator rejects the rest of this log: the job was deleted, or another process writes for the rank.
 struct Refused;
 
-/// The line to store: JSON without secrets, and not too long. None for an empty line.
+/// The line to store: JSON without secrets, truncated if too long. `None` for an empty line.
 fn stored(line: &str, secret: &str) -> Option<String> {
     if line.trim().is_empty() {
         return None;
@@ -261,7 +261,7 @@ fn stored(line: &str, secret: &str) -> Option<String> {
     if is_object && line.len() < LINE_BYTES {
         return Some(line.into_owned());
     }
-    // A quote or a backslash of the text becomes two bytes, a control character six.
+    // Escaping turns a quote or a backslash into two bytes and a control character into six.
     let text = &line[..line.floor_char_boundary(LINE_BYTES / 8)];
     let cut = if text.len() < line.len() { "…" } else { "" };
     Some(telemetry::json_line("INFO", "rank", &format!("{text}{cut}"), &[]))

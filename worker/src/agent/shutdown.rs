@@ -1,6 +1,6 @@
 //! Shutdown of an agent: ends its ranks and reports their exits to the coordinator.
 
-#![expect(clippy::disallowed_methods, reason = "the grace period ends by the clock")]
+#![expect(clippy::disallowed_methods, reason = "the grace period has a deadline")]
 
 use std::time::Duration;
 
@@ -16,9 +16,9 @@ use super::{Agent, heartbeat_interval};
 
 /// Time for ranks to be reaped after SIGKILL.
 const REAP_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time for the coordinator to take the ends of the ranks' logs.
+/// Time for the coordinator to accept the ends of the ranks' logs.
 const LOG_TIMEOUT: Duration = Duration::from_secs(2);
-/// Time for the coordinator to take the last messages.
+/// Time for the coordinator to accept the last messages.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Agent {
@@ -39,8 +39,8 @@ impl Agent {
         self.flush(events).await;
     }
 
-    /// Sends SIGTERM and gives ranks the grace period to write their checkpoints. Heartbeats continue
-    /// meanwhile.
+    /// Sends SIGTERM and gives ranks the grace period to write their checkpoints. Heartbeats continue during
+    /// this time.
     async fn terminate_ranks(
         &mut self,
         events: &mut mpsc::Receiver<LinkEvent>,
@@ -53,7 +53,7 @@ impl Agent {
         while !self.ranks.is_empty() {
             tokio::select! {
                 Some(exit) = exits.recv() => self.rank_ended(exit),
-                // Ranks that are not started here any more are started elsewhere once this agent is gone.
+                // Refused ranks are started elsewhere once this agent is gone.
                 Some(event) = events.recv() => if !is_start(&event) { self.handle_event(event).await; },
                 _ = heartbeat.tick() => self.send_heartbeat(),
                 () = sleep_until(deadline) => {
@@ -75,7 +75,7 @@ impl Agent {
         }
     }
 
-    /// Lets the last messages reach the coordinator: exits of ranks must not be lost with this process.
+    /// Delivers the last messages to the coordinator: exits of ranks must not be lost with this process.
     async fn flush(&mut self, events: &mut mpsc::Receiver<LinkEvent>) {
         if self.stream.take().is_none() {
             return;
@@ -87,7 +87,7 @@ impl Agent {
                 }
             }
         };
-        // A coordinator that does not answer in time is not waited for.
+        // Give up on a coordinator that does not answer in time.
         let _ = tokio::time::timeout(FLUSH_TIMEOUT, closed).await;
     }
 }

@@ -26,7 +26,7 @@ impl Spawner {
         let (requests, received) = mpsc::channel::<Request>();
         thread::Builder::new().name("spawner".to_owned()).spawn(move || {
             for mut request in received {
-                // If the agent stops, nobody waits for the reply; the child then dies with this thread.
+                // If the agent is stopping, nobody waits for the reply; the child then dies with this thread.
                 let _ = request.reply.send(request.command.spawn());
             }
         })?;

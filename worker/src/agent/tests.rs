@@ -200,7 +200,7 @@ async fn ranks_are_killed_after_a_fence_period_without_a_leader() {
     let mut peer = peer;
     assert_eq!(exit(&mut peer).await.session_id, "s2");
     drop(peer);
-    // Registrations that are never answered: there is no leader.
+    // These registrations are never answered: there is no leader.
     let mut sessions = Vec::new();
     loop {
         let mut peer = timeout(TIMEOUT, coordinator.agents.recv()).await.unwrap().unwrap();

@@ -17,17 +17,17 @@ use tokio_util::sync::CancellationToken;
 
 /// Time for a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Number of concurrent handshakes, each in a task of its own, so that a slow one delays no other.
+/// Maximum number of concurrent handshakes. Each runs in its own task, so a slow one does not delay others.
 const HANDSHAKES: usize = 64;
 
 /// Whether this agent is registered with the coordinator.
 pub(super) type Connected = Arc<AtomicBool>;
 
-/// Where the pages are served.
+/// The address and protocol of the pages.
 #[derive(Clone, Debug)]
 pub struct MetricsListen {
     pub address: SocketAddr,
-    /// Plain HTTP if not given.
+    /// Plain HTTP if `None`.
     pub tls: Option<ServerTlsFiles>,
 }
 
@@ -46,7 +46,7 @@ pub(super) async fn serve(
     connected: Connected,
 ) -> Result<SocketAddr, ListenError> {
     let failed = |source| ListenError::Bind { address: listen.address, source };
-    // It is read again when it changes, as long as this process lives.
+    // The files are read again whenever they change, until the process exits.
     let tls =
         listen.tls.clone().map(|files| ServerTls::start(files, CancellationToken::new())).transpose()?;
     let listener = TcpListener::bind(listen.address).await.map_err(failed)?;
@@ -74,7 +74,7 @@ pub(super) async fn serve(
     Ok(address)
 }
 
-/// Connections after their handshakes.
+/// Accepts connections and completes their handshakes.
 struct Encrypted {
     connections: mpsc::Receiver<(TlsStream<TcpStream>, SocketAddr)>,
     address: SocketAddr,
@@ -85,11 +85,11 @@ impl Encrypted {
         let (sender, connections) = mpsc::channel(1);
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
         tokio::spawn(async move {
-            // Both end with the server.
+            // Both the task and its handshakes end with the server.
             while let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await
                 && !sender.is_closed()
             {
-                // Waits while the process has no descriptors.
+                // Waits while the process is out of file descriptors.
                 let (socket, peer) = Listener::accept(&mut listener).await;
                 let (acceptor, sender) = (tls.acceptor(), sender.clone());
                 tokio::spawn(async move {

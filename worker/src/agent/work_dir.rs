@@ -1,4 +1,4 @@
-//! The agent's directory for its ranks' files. A lock is held on it while the agent lives, so that
+//! The agent's directory for the files of its ranks. The agent holds a lock on it while it runs, so that
 //! directories of dead agents can be recognized and removed.
 
 #![expect(clippy::disallowed_methods, reason = "the removal of files is retried until a deadline")]
@@ -16,7 +16,7 @@ use crate::task_io::shared_objects;
 
 /// Lock file that marks a directory as an agent's. The kernel releases the lock however the agent ends.
 const LOCK: &str = ".foil-agent.lock";
-/// Time to wait for the lock: an agent of the same name may be just ending, or another may be removing this
+/// Time to wait for the lock: an agent of the same name may be ending, or another may be removing this
 /// directory.
 const TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
@@ -28,7 +28,7 @@ pub(super) struct WorkDir {
 }
 
 impl WorkDir {
-    /// Creates `path`, or takes it over from a dead agent and removes its ranks' files.
+    /// Creates `path`, or takes it over from a dead agent and removes the files of its ranks.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let deadline = Instant::now() + TIMEOUT;
         loop {
@@ -50,7 +50,7 @@ impl WorkDir {
         }
     }
 
-    /// Removes the directories of dead agents next to this one, in a thread of its own.
+    /// Removes the directories of dead agents next to this one, in a separate thread.
     pub(super) fn purge_others(&self) {
         let Some(parent) = self.path.parent().map(Path::to_owned) else { return };
         let purging = thread::Builder::new().name("purge".to_owned()).spawn(move || purge(&parent));
@@ -61,8 +61,8 @@ impl WorkDir {
 }
 
 impl Drop for WorkDir {
-    /// Removes the directory, unless files of ranks that could not be reaped are left; the next agent removes
-    /// those.
+    /// Removes the directory, unless it still contains files of ranks that could not be reaped. The next
+    /// agent removes those.
     fn drop(&mut self) {
         if is_agent_dir(&self.path, |name| name == shared_objects::FOLDER) {
             let _ = fs::remove_dir_all(&self.path);
@@ -74,7 +74,7 @@ impl Drop for WorkDir {
 fn try_lock(path: &Path, create: bool) -> io::Result<Option<File>> {
     let file = path.join(LOCK);
     let lock = match File::options().read(true).write(true).create(create).truncate(false).open(&file) {
-        // Another agent has removed the directory meanwhile.
+        // Another agent has removed the directory in between.
         Err(error) if create && error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened?,
     };
@@ -96,7 +96,7 @@ fn is_agent_dir(path: &Path, allowed: impl Fn(&str) -> bool) -> bool {
     names.iter().any(|name| name == LOCK) && names.iter().all(|name| name == LOCK || allowed(name))
 }
 
-/// Whether a name in an agent's directory is that of a rank's directory, or of what ranks share.
+/// Whether a name in an agent's directory belongs to a rank or to the objects that ranks share.
 fn is_of_ranks(name: &str) -> bool {
     name.starts_with(shared_objects::RANK) || name == shared_objects::FOLDER
 }

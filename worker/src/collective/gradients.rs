@@ -5,8 +5,7 @@ use foil_torch::autograd::{backward, clear_gradients, zero_loss};
 use foil_torch::c10d::{BucketSizes, ProcessGroup, Reducer};
 use tch::Tensor;
 
-/// Sums gradients over the ranks of a gang during backward; the interface is the same for any number of
-/// ranks.
+/// Sums gradients over the ranks of a gang during backward, with the same interface for any number of ranks.
 ///
 /// Gradients are summed, not averaged: losses are already divided by the weight of the global batch.
 pub enum Gradients {
@@ -55,8 +54,8 @@ impl Gradients {
         }
     }
 
-    /// Runs backward of the step's last micro-batch; then [`Gradients::tensors`] are the sums over all ranks.
-    /// Every rank calls it once per step; one without rows passes [`Gradients::zero_loss`].
+    /// Runs backward of the step's last micro-batch, after which [`Gradients::tensors`] are the sums over all
+    /// ranks. Every rank calls it once per step; a rank without rows passes [`Gradients::zero_loss`].
     ///
     /// # Errors
     /// A rank fails, or the loss does not depend on all parameters.

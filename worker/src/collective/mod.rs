@@ -3,7 +3,7 @@
 //! Rank 0 opens a [`RendezvousHost`], publishes its address, and gathers the others, which join at that
 //! [`Rendezvous`]. A gang of one needs no sockets and runs the same code.
 
-#![expect(clippy::disallowed_methods, reason = "ranks wait for each other")]
+#![expect(clippy::disallowed_methods, reason = "ranks poll while they wait for each other")]
 
 mod gradients;
 mod ports;
@@ -35,7 +35,7 @@ pub struct RankConfig {
     pub address: String,
     /// The ports at which this rank listens for the others.
     pub ports: PortRange,
-    /// The device of this rank's tensors: CPU for Gloo, CUDA for NCCL (and Gloo for tensors on the CPU).
+    /// The device of this rank's tensors: CPU for Gloo, CUDA for NCCL (with Gloo for CPU tensors).
     pub device: Device,
     /// Timeout of each collective. The rendezvous has none.
     pub timeout: Duration,
@@ -52,7 +52,7 @@ pub struct Rendezvous {
     pub host: String,
     /// Rank 0's port.
     pub port: u16,
-    /// Unique to this gang: the phase and the attempt. The same on all ranks.
+    /// A prefix unique to this gang, made of the phase and the attempt. The same on all ranks.
     pub prefix: String,
 }
 
@@ -63,7 +63,7 @@ pub struct RendezvousHost {
 }
 
 impl RendezvousHost {
-    /// Listens on the configured address at a free port of the configured ones.
+    /// Listens on the configured address at the first free configured port.
     ///
     /// # Errors
     /// The address is not this machine's, or all ports are taken.
@@ -72,7 +72,8 @@ impl RendezvousHost {
         Self::open_at(config, ports)
     }
 
-    /// Listens on the configured address at a free port of `ports`, which need not be those of the rank.
+    /// Listens on the configured address at the first free port of `ports`, which may differ from the rank's
+    /// ports.
     ///
     /// # Errors
     /// The address is not this machine's, or all ports are taken.
@@ -100,13 +101,13 @@ impl RendezvousHost {
     }
 }
 
-/// The process group of the ranks that train together, which all take the same steps.
+/// The process group of ranks that train together and take the same steps.
 pub struct Gang {
     group: Option<ProcessGroup>,
 }
 
 impl Gang {
-    /// A gang of only this process.
+    /// A gang of this process alone.
     pub fn single() -> Self {
         Self { group: None }
     }
@@ -148,8 +149,8 @@ impl Gang {
         self.group.as_ref().map_or(1, ProcessGroup::world)
     }
 
-    /// Replaces each value by its sum over the ranks, bitwise equal on all of them. All ranks pass equally
-    /// many.
+    /// Replaces each value by its sum over the ranks, bitwise equal on all of them. All ranks pass the same
+    /// number of values.
     ///
     /// # Errors
     /// A rank fails.
@@ -161,7 +162,8 @@ impl Gang {
         Ok(())
     }
 
-    /// Replaces `tensor`, contiguous and of equal shape and kind on all ranks, by its sum over the ranks.
+    /// Replaces `tensor` by its sum over the ranks. It must be contiguous and of equal shape and kind on all
+    /// ranks.
     ///
     /// # Errors
     /// A rank fails, or the tensor cannot be sent.
@@ -169,7 +171,8 @@ impl Gang {
         self.group.as_ref().map_or(Ok(()), |group| group.all_reduce(tensor))
     }
 
-    /// Stacks the ranks' tensors, contiguous and of equal shape and kind: from `[…]` to `[world, …]`.
+    /// Stacks the ranks' tensors from `[…]` to `[world, …]`. They must be contiguous and of equal shape and
+    /// kind.
     ///
     /// # Errors
     /// A rank fails, or the tensor cannot be sent.
@@ -234,7 +237,7 @@ impl Gang {
         }
     }
 
-    /// Shuts the gang down: no rank leaves before all have done their last collective.
+    /// Shuts the gang down. No rank leaves before all have finished their last collective.
     ///
     /// # Errors
     /// A rank fails.
@@ -244,8 +247,8 @@ impl Gang {
     }
 }
 
-/// Waits until all ranks have joined. There is no timeout, for some may have gigabytes more to load than
-/// others; the coordinator notices a rank that hangs, and then ends this process too.
+/// Waits until all ranks have joined. There is no timeout, because some ranks may load gigabytes more than
+/// others. The coordinator notices a rank that hangs and then also ends this process.
 fn wait_for_all(store: &Store, world: usize) -> Result<()> {
     const JOINED: &str = "joined";
     let mut joined = store.add(JOINED, 1)?;
@@ -288,7 +291,8 @@ mod tests {
         });
     }
 
-    /// c10d's own barrier keeps a tensor for the whole process, which ranks in threads would free twice.
+    /// c10d's own barrier keeps a tensor for the whole process, which ranks that run as threads would free
+    /// twice.
     #[test]
     fn ranks_in_threads_can_wait_at_barriers() {
         in_threads(2, |gang| (0..5000).for_each(|_| gang.barrier().unwrap()));

@@ -7,9 +7,9 @@ use std::str::FromStr;
 
 use super::{CollectiveError, Result};
 
-/// The ports at which ranks listen for the rendezvous of a gang, for firewalls that have to know them.
+/// The ports at which ranks listen for the rendezvous of a gang, for firewalls that need to know them.
 ///
-/// Backends connect at ports of their own, which the system chooses.
+/// Backends connect at other ports, which the system chooses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PortRange {
     first: u16,
@@ -17,7 +17,7 @@ pub struct PortRange {
 }
 
 impl PortRange {
-    /// Any port that is free.
+    /// Any free port.
     pub const ANY: Self = Self::only(0);
 
     /// A single port.
@@ -25,7 +25,7 @@ impl PortRange {
         Self { first: port, last: port }
     }
 
-    /// Listens on `address`, one of this machine's, at the first free port of the range.
+    /// Listens on `address`, which must be this machine's, at the first free port of the range.
     ///
     /// # Errors
     /// [`CollectiveError::Listen`] if the address is not this machine's; [`CollectiveError::NoFreePort`] if
@@ -60,7 +60,7 @@ impl fmt::Display for PortRange {
 impl FromStr for PortRange {
     type Err = String;
 
-    /// `FIRST-LAST`, or 0 for any port.
+    /// Parses `FIRST-LAST`, or 0 for any port.
     fn from_str(text: &str) -> Result<Self, String> {
         if text == "0" {
             return Ok(Self::ANY);
@@ -100,7 +100,7 @@ mod tests {
         let error = PortRange::only(taken).listen("127.0.0.1").unwrap_err().to_string();
         assert!(error.contains(&format!("all ports of {taken}-{taken} are in use")), "{error}");
         assert!(error.ends_with("the first of a job two") && !error.contains("interfaces"), "{error}");
-        // The range reaches beyond the taken port.
+        // The range extends beyond the taken port.
         let range = PortRange { first: taken, last: taken.saturating_add(50) };
         let mut ports = vec![taken];
         let mut listeners = vec![any];

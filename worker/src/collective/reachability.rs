@@ -1,9 +1,9 @@
 //! Checks that the ranks of a gang can reach each other.
 //!
-//! The check runs before the backend connects, which reports an unreachable rank only after the timeout of
-//! its collectives, as a socket error.
+//! The check runs before the backend connects. The backend would report an unreachable rank only after the
+//! timeout of its collectives, as a socket error.
 
-#![expect(clippy::disallowed_methods, reason = "connection attempts end by the clock")]
+#![expect(clippy::disallowed_methods, reason = "connection attempts have a deadline")]
 
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::thread;
@@ -81,7 +81,7 @@ impl<'a> ProbeListener<'a> {
         const REACHED: &str = "reached";
         let mut reached = self.store.add(REACHED, 1)?;
         while reached < world as i64 {
-            // Otherwise the queue of connections would fill up.
+            // Drains the queue of connections, which would fill up.
             while self.listener.accept().is_ok() {}
             thread::sleep(POLL_PERIOD);
             reached = self.store.add(REACHED, 0)?;
@@ -120,7 +120,7 @@ mod tests {
     fn an_unreachable_rank_fails_its_peers() {
         let host = Store::host("127.0.0.1", Duration::from_secs(20)).unwrap();
         let own = ProbeListener::open(&host, 0, &rank_config()).unwrap();
-        // As if a rank on another machine had published its loopback address.
+        // Simulates a rank on another machine that published its loopback address.
         host.set(&listener_key(1), b"1 127.0.0.1").unwrap();
         let peer = host.get(&listener_key(1)).unwrap();
         let (port, address) = parse(&peer).unwrap();

@@ -20,7 +20,8 @@ pub(crate) fn rank_config() -> RankConfig {
     }
 }
 
-/// Runs `work` as each rank of a gang of threads of this process, and returns the results by rank.
+/// Runs `work` on each rank of a gang whose ranks are threads of this process, and returns the results by
+/// rank.
 pub(crate) fn in_threads<T: Send>(world: usize, work: impl Fn(&Gang) -> T + Sync) -> Vec<T> {
     let run = |gang: Gang| {
         let result = work(&gang);

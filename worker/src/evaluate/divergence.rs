@@ -7,7 +7,8 @@ use super::scores::batches;
 use crate::model::{LanguageModel, ModelError, Precision};
 use crate::objective::likelihood::{ResponsePositions, chunk_rows, chunks};
 
-/// Σ_v π(v) · log(π(v) / π_ref(v)) in nats, from logits `[…, vocab]` of both; `[…]`, fp64 throughout.
+/// Σ_v π(v) · log(π(v) / π_ref(v)) in nats. The logits of both are `[…, vocab]`, the result is `[…]`; fp64
+/// throughout.
 pub fn token_kl(policy: &Tensor, reference: &Tensor) -> Tensor {
     let policy = policy.log_softmax(-1, Kind::Double);
     let reference = reference.log_softmax(-1, Kind::Double);
@@ -60,8 +61,8 @@ fn batch_kl(
     let reference_hidden = reference.forward(&batch, answers.rows(), precision)?;
     let mut per_token = vec![Tensor::zeros([0], (Kind::Double, policy.device()))];
     let mut log_probs = vec![Tensor::zeros([0], (Kind::Float, policy.device()))];
-    // fp64 logits of both models, their exponentials and products: a quarter of the rows of fp32 logits
-    // alone.
+    // The fp64 logits of both models, their exponentials and products take four times the memory of fp32
+    // logits alone, so a chunk has a quarter of the rows.
     let rows = (chunk_rows(policy.lm_head()) / 4).max(1);
     for (start, length) in chunks(answers.tokens(), rows) {
         let logits = policy.logits(&policy_hidden.narrow(0, start, length));

@@ -7,7 +7,7 @@ use crate::model::{LanguageModel, ModelError, Precision};
 use crate::objective::likelihood::{Prediction, ResponsePositions, log_probs};
 use crate::train::{CompletionGroup, Sequences};
 
-/// For each completion of each group, log p of each of its tokens in nats. A group's prompt is computed once.
+/// For each completion of each group, log p of each token in nats. A group's prompt is computed once.
 ///
 /// Groups are batched in order with at most `budget` rows per batch. The same groups and budget give the same
 /// bits.
@@ -57,7 +57,7 @@ mod tests {
     use crate::model::{LanguageModel, PackedBatch, Precision};
     use crate::train::CompletionGroup;
 
-    /// log p of `answer` after `prompt`, in a forward pass of its own.
+    /// log p of `answer` after `prompt`, in a separate forward pass.
     fn forward_single(model: &LanguageModel, prompt: &[u32], answer: &[u32]) -> Vec<f64> {
         let ids = [prompt, answer].concat();
         let batch = PackedBatch::from_sequences(&[&ids], Device::Cpu).unwrap();

@@ -1,5 +1,5 @@
-//! Measurements of models. Values are collected per chunk as
-//! [`foil_common::stats::Moments`] and [`foil_common::stats::Calibration`]; the coordinator merges them.
+//! Measurements of models. Values are collected per chunk as [`foil_common::stats::Moments`] and
+//! [`foil_common::stats::Calibration`], which the coordinator merges.
 
 mod divergence;
 mod drift;

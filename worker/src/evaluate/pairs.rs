@@ -37,9 +37,9 @@ impl PairMetrics {
         }
     }
 
-    /// `accuracy`, `loss` (−log σ(r_w − r_l)) and `margin_mean` (r_w − r_l) over pairs, `chosen_reward_mean`,
-    /// `rejected_reward_mean` and `reward_mean` over the texts of each kind and of both, with their names on
-    /// the wire.
+    /// `accuracy`, `loss` (−log σ(r_w − r_l)) and `margin_mean` (r_w − r_l) over pairs, and
+    /// `chosen_reward_mean`, `rejected_reward_mean` and `reward_mean` over the chosen, the rejected and all
+    /// texts, with their names on the wire.
     pub fn moments(&self) -> Vec<v1::Moments> {
         let figures = [
             (&self.accuracy, "accuracy"),

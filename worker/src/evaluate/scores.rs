@@ -6,8 +6,8 @@ use crate::model::{ModelError, PackedBatch, Precision, RewardModel, packed_rows}
 use crate::train::RowShape;
 use crate::train::plan::split_micro_batches;
 
-/// Scores the sequences (whole dialogues) of groups, group by group and in order. The shared prefix of a
-/// group is computed once.
+/// Scores the sequences (whole dialogues) of each group, in order. The shared prefix of a group is computed
+/// once.
 ///
 /// Groups are batched in order with at most `budget` rows per batch. The same groups and budget give the same
 /// bits.

@@ -13,13 +13,13 @@ pub fn completion_distinct_n(tokens: &[u32], n: usize) -> Option<f64> {
     (distinct > 0).then(|| distinct as f64 / grams().count() as f64)
 }
 
-/// For each completion, whether an earlier one of the same prompt has the same tokens.
+/// For each completion, whether an earlier completion of the same prompt has the same tokens.
 pub fn duplicates<'a>(completions: impl IntoIterator<Item = (u64, &'a [u32])>) -> Vec<bool> {
     let mut seen = HashSet::new();
     completions.into_iter().map(|completion| !seen.insert(completion)).collect()
 }
 
-/// Diversity of completions across prompts: a policy that collapses gives the same few for all.
+/// Diversity of completions across prompts: a collapsed policy gives the same few answers to all prompts.
 #[derive(Debug, Default)]
 pub struct Diversity {
     texts: Distinct,
@@ -28,7 +28,7 @@ pub struct Diversity {
 }
 
 impl Diversity {
-    /// Adds a completion: its text, and its 1-grams and 2-grams of tokens.
+    /// Adds a completion's text and the 1-grams and 2-grams of its tokens.
     pub fn push(&mut self, text: &str, tokens: &[u32]) {
         self.texts.push(text.as_bytes());
         for (n, grams) in [(1, &mut self.unigrams), (2, &mut self.bigrams)] {
@@ -39,8 +39,8 @@ impl Diversity {
         }
     }
 
-    /// `duplicate_rate`, the share of answers whose text repeats another answer's; `distinct_1` and
-    /// `distinct_2`, different n-grams as a part of all n-grams of all answers together (Li et al. 2016).
+    /// `duplicate_rate`, the share of answers whose text repeats another answer's, and `distinct_1` and
+    /// `distinct_2`, the fraction of distinct n-grams among the n-grams of all answers (Li et al. 2016).
     pub fn moments(&self) -> [v1::Moments; 3] {
         [(&self.texts, DUPLICATES), (&self.unigrams, "distinct_1"), (&self.bigrams, "distinct_2")]
             .map(|(distinct, name)| distinct.to_moments(name))

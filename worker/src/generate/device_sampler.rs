@@ -1,5 +1,5 @@
-//! The sampler of [`super::sampler`] in tensor operations, all rows at once: of logits on an accelerator,
-//! only the sampled tokens and their log-probabilities are copied to the host.
+//! The sampler of [`super::sampler`] as tensor operations on all rows together. With logits on an
+//! accelerator, only the sampled tokens and their log-probabilities are copied to the host.
 
 use foil_common::memory::MAX_SAMPLED_LOGITS;
 use foil_common::spec::Sampling;
@@ -12,7 +12,8 @@ use super::{GenerateError, Token};
 
 /// Samples one token for each row, from the first `candidates` ids. `logits`: `[rows, vocab]`, fp32.
 ///
-/// The same tokens as the host's sampler, unless two candidates are within fp64 rounding of each other.
+/// Samples the same tokens as the host's sampler, unless two candidates are within fp64 rounding of each
+/// other.
 pub(super) fn sample_on_device(
     logits: &Tensor,
     candidates: usize,
@@ -41,7 +42,7 @@ pub(super) fn sample_on_device(
 /// [`super::sampler`].
 fn choose(logits: &Tensor, sampling: &Sampling, noise_keys: &Tensor) -> Tensor {
     if sampling.temperature == 0.0 {
-        // The first of equals, as on the host.
+        // Takes the first of equal logits, as on the host.
         return logits.argmax(1, false);
     }
     let vocab_size = logits.size()[1];
@@ -88,7 +89,7 @@ fn token_mask(
     let (rows, vocab_size) = (contexts.len(), logits.size()[1]);
     let ids: Vec<Vec<u32>> = contexts.iter().map(ids).collect();
     let max_len = ids.iter().map(Vec::len).max().unwrap_or(0);
-    // An extra column takes the padding.
+    // The extra column receives the padding.
     let padded = ids.iter().flat_map(|ids| {
         let own = ids.iter().map(|&id| i64::from(id).min(vocab_size));
         own.chain(std::iter::repeat(vocab_size)).take(max_len)
@@ -108,8 +109,8 @@ fn keep_top_k(weights: Tensor, logits: &Tensor, k: i64) -> Tensor {
     weights.masked_fill(&logits.lt_tensor(&top.narrow(1, k - 1, 1)), 0.0)
 }
 
-/// Drops the least likely tokens as long as their sum stays within 1 − p; of equals, the lower ids go first.
-/// One token always stays.
+/// Drops the least likely tokens while their sum stays within 1 − p; of equals, the lower ids go first. One
+/// token always remains.
 fn keep_top_p(weights: Tensor, p: f64) -> Tensor {
     if p >= 1.0 {
         return weights;

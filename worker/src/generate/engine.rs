@@ -16,7 +16,7 @@ use crate::model::{Inference, KvCache, PackedBatch};
 /// Maximum number of tokens in one prefill; bounds its memory.
 const MAX_PREFILL_TOKENS: usize = 8192;
 
-/// A prompt and how many completions to sample for it.
+/// A prompt and the number of completions to sample for it.
 #[derive(Clone, Debug)]
 pub struct GenerateRequest {
     pub prompt_id: u64,
@@ -30,35 +30,35 @@ pub struct GenerateRequest {
 pub struct Completion {
     pub prompt_id: u64,
     pub index: u32,
-    /// The tokens, with EOS if the model generated it; cut off before a stop string.
+    /// The tokens, including EOS if the model generated it; truncated before a stop string.
     pub tokens: Vec<u32>,
-    /// Log-probability of each token in nats, of the policy itself: at temperature 1, before penalties and
+    /// Log-probability of each token in nats under the policy itself: at temperature 1, before penalties and
     /// filters.
     pub log_probs: Vec<f32>,
-    /// Whether EOS or a stop string ended it; otherwise `max_new_tokens` did.
+    /// Whether EOS or a stop string ended the completion, rather than `max_new_tokens`.
     pub finished: bool,
 }
 
-/// How completions are generated.
+/// Settings of a generation.
 pub struct GenerationConfig<'a> {
     pub sampling: &'a Sampling,
     /// The tokens that end a completion.
     pub eos: &'a [u32],
-    /// Number of ids in the tokenizer, the only ones that are sampled: a model may have more embeddings.
+    /// Number of ids in the tokenizer. Only these are sampled, since a model may have more embeddings.
     /// Log-probabilities are still those of the whole softmax, as in training.
     pub vocab_size: usize,
     pub noise: &'a NoiseKey,
     /// Number of sequences decoded together; changing it may change the last bits.
     pub max_num_seqs: usize,
-    /// Turns a completion's tokens into text, for stop strings.
+    /// Converts a completion's tokens to text, to find stop strings.
     pub detokenize: &'a dyn Fn(&[u32]) -> String,
 }
 
-/// The work a generation took, in rows that went through the model.
+/// The work of a generation, in rows that went through the model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GenerationStats {
     pub prompt_tokens: usize,
-    /// Rows of all decoding steps: one for each token after a completion's first.
+    /// Rows of all decoding steps: one for each token of a completion after the first.
     pub decoded_rows: usize,
     pub steps: usize,
 }
@@ -132,17 +132,17 @@ struct Active {
     log_probs: Vec<f32>,
 }
 
-/// A prompt of which some sequences are still queued: the last slot of the cache keeps its keys and values.
+/// A prompt with sequences still in the queue. The last slot of the cache keeps its keys and values.
 struct PrefixSlot {
     request: usize,
     /// Hidden state of its last token, `[1, hidden]`.
     hidden: Tensor,
 }
 
-/// A sequence that is about to start from a prompt's keys and values.
+/// A sequence that starts from a prompt's keys and values.
 struct Start {
     sequence: Queued,
-    /// The slot that holds them.
+    /// The slot of the prompt's keys and values.
     prompt_slot: usize,
 }
 
@@ -158,7 +158,7 @@ struct Engine<'a> {
     sampler: Sampler<'a>,
     cache: KvCache,
     queue: VecDeque<Queued>,
-    /// Slots 0 .. active.len() are in use, without a gap.
+    /// The active sequences, which occupy slots 0 .. active.len() without gaps.
     active: Vec<Active>,
     prefix: Option<PrefixSlot>,
     completions: Vec<Option<Completion>>,
@@ -199,14 +199,14 @@ impl<'a> Engine<'a> {
 
     /// Fills free slots from the queue; false when no sequence is active or queued.
     fn admit(&mut self) -> Result<bool, GenerateError> {
-        // A completion may end with its first token and free its slot again.
+        // Loops because a completion may end with its first token and free its slot again.
         while self.active.len() < self.config.max_num_seqs && !self.queue.is_empty() {
             self.admit_group()?;
         }
         Ok(!self.active.is_empty())
     }
 
-    /// Admits sequences of the prefix's prompt, or of as many prompts as fit one prefill.
+    /// Admits sequences of the prefix's prompt, or of as many prompts as fit in one prefill.
     fn admit_group(&mut self) -> Result<(), GenerateError> {
         let free = self.config.max_num_seqs - self.active.len();
         if let Some(prefix) = self.prefix.take() {
@@ -251,7 +251,7 @@ impl<'a> Engine<'a> {
     }
 
     /// The queued sequences of the next prompts: at most `free`, with prompts of at most
-    /// [`MAX_PREFILL_TOKENS`] unless one prompt alone is longer.
+    /// [`MAX_PREFILL_TOKENS`] in total unless a single prompt is longer.
     fn next_prompts(&mut self, free: usize) -> Vec<Vec<Queued>> {
         let (mut groups, mut left, mut tokens) = (Vec::new(), free, 0);
         while let Some(next) = self.queue.front().copied()
@@ -273,7 +273,7 @@ impl<'a> Engine<'a> {
         self.queue.drain(..count).collect()
     }
 
-    /// Samples the first token of each sequence and gives a slot to each that does not end with it. `hidden`:
+    /// Samples the first token of each sequence and assigns a slot to each sequence that continues. `hidden`:
     /// `[sequences, hidden]`.
     fn start(&mut self, starts: &[Start], hidden: &Tensor) -> Result<(), GenerateError> {
         let new = starts.iter().map(|start| {
@@ -297,7 +297,7 @@ impl<'a> Engine<'a> {
             }
             self.active.push(active);
         }
-        // All at once: a sequence may take the slot of a prompt that others still start from.
+        // Copies all together: a sequence may take the slot of a prompt from which others still start.
         self.cache.copy_slots(&copies)?;
         Ok(())
     }
@@ -307,15 +307,14 @@ impl<'a> Engine<'a> {
         let ids: Vec<u32> = self.active.iter().filter_map(|active| active.tokens.last().copied()).collect();
         let mut slots: Vec<usize> = (0..ids.len()).collect();
         let noise = step_noise(&self.active);
-        // Noise is needed after the model, but a transfer of its own would have the device wait.
+        // The noise is needed only after the model, but a separate transfer would make the device wait.
         let (hidden, keys) =
             self.model.decode_with_numbers(&ids, &mut self.cache, &slots, vec![noise_keys(&noise)])?;
         self.stats.decoded_rows += ids.len();
         self.stats.steps += 1;
         let mut active = std::mem::take(&mut self.active);
         let ended = self.extend(&mut active, &hidden, &StepNoises { rows: &noise, keys: &keys[0] })?;
-        // Slots as they will be filled; from the last one down, so that a sequence that moves into a gap has
-        // been checked already.
+        // Goes from the last slot down, so that a sequence that moves into a gap has already been checked.
         for slot in (0..active.len()).rev().filter(|slot| ended[*slot]) {
             slots.swap_remove(slot);
             let ended = active.swap_remove(slot);
@@ -335,7 +334,8 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
-    /// Samples the next token of each sequence and tells which end with it. `hidden`: `[sequences, hidden]`.
+    /// Samples the next token of each sequence and returns which sequences end with it. `hidden`:
+    /// `[sequences, hidden]`.
     fn extend(
         &mut self,
         sequences: &mut [Active],
@@ -381,7 +381,7 @@ impl<'a> Engine<'a> {
         let eos = tokens.last().is_some_and(|token| self.config.eos.contains(token));
         let stop = if eos { None } else { self.find_stop(&tokens) };
         if let Some(at) = stop {
-            // Keep the longest run of tokens whose text does not reach into the stop string.
+            // Keep the longest run of tokens whose text does not overlap the stop string.
             while !tokens.is_empty() && (self.config.detokenize)(&tokens).len() > at {
                 tokens.pop();
             }

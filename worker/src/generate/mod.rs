@@ -1,9 +1,9 @@
 //! Sampling completions: continuous batching over a KV cache.
 //!
-//! One prefill per prompt serves all its completions; a finished sequence leaves the batch and the next one
-//! takes its slot. The order of admission and the number of slots depend on the requests alone, and a
-//! completion's noise on its prompt id and index, so a chunk's completions are the same bytes whichever rank
-//! computes them.
+//! One prefill per prompt serves all its completions. A finished sequence leaves the batch and the next one
+//! takes its slot. The order of admission and the number of slots depend only on the requests, and a
+//! completion's noise only on its prompt id and index. A chunk's completions are therefore the same bytes on
+//! any rank.
 
 mod device_sampler;
 mod engine;
@@ -23,6 +23,7 @@ mod tests;
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Token {
     id: u32,
-    /// In nats, of the policy itself: at temperature 1, before penalties, filters and `min_new_tokens`.
+    /// Log-probability in nats under the policy itself: at temperature 1, before penalties, filters and
+    /// `min_new_tokens`.
     log_prob: f32,
 }

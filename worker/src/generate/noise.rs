@@ -1,4 +1,4 @@
-//! Counter-based random numbers: addressed by prompt, index, step and token, so the order of work cannot
+//! Counter-based random numbers, addressed by prompt, index, step and token, so that the order of work cannot
 //! change them.
 
 use foil_torch::Numbers;
@@ -51,7 +51,7 @@ pub struct StepNoise {
 }
 
 impl StepNoise {
-    /// The key from which [`foil_torch::ops::sample_tokens`] makes the same numbers.
+    /// The key from which [`foil_torch::ops::sample_tokens`] derives the same numbers.
     pub(super) fn key(self) -> u64 {
         self.key
     }
@@ -68,7 +68,7 @@ impl StepNoise {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct StepNoises<'a> {
     pub(super) rows: &'a [StepNoise],
-    /// Those of [`noise_keys`] on the model's device, `[rows]`, int64.
+    /// The [`noise_keys`] on the model's device, `[rows]`, int64.
     pub(super) keys: &'a Tensor,
 }
 
@@ -94,12 +94,12 @@ fn mix_tensor(numbers: &Tensor) -> Tensor {
     folded(&z, 31)
 }
 
-/// A logical shift: fills with zeros from the left.
+/// A logical shift, which fills with zeros from the left.
 fn shift_right(numbers: &Tensor, by: i64) -> Tensor {
     numbers.bitwise_right_shift_tensor_scalar(by).bitwise_and(i64::MAX >> (by - 1))
 }
 
-/// SplitMix64's increment (Steele, Lea, Flood 2014); with [`mix`] a stream at any position costs one step.
+/// SplitMix64's increment (Steele, Lea, Flood 2014). With [`mix`], the stream at any position costs one step.
 const GOLDEN_GAMMA: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// SplitMix64's multipliers.

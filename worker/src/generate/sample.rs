@@ -11,7 +11,8 @@ use crate::model::Inference;
 /// Samples one token for each row of `hidden`, `[rows, hidden]`.
 ///
 /// On an accelerator, all rows are sampled there together. On the CPU, a fused kernel samples all rows
-/// together unless a filter is set; then they are sampled one by one. A row's token is the same either way.
+/// together unless a filter is set; with filters, rows are sampled one by one. The tokens are the same either
+/// way.
 pub(super) fn sample(
     model: &Inference<'_>,
     hidden: &Tensor,
@@ -77,8 +78,8 @@ pub(super) fn sample_each(
     Ok(ids.into_iter().zip(log_probs).map(|(id, log_prob)| Token { id, log_prob }).collect())
 }
 
-/// Masks EOS in rows that have fewer than `min_new_tokens` tokens; returns log Σ exp of the logits it masked
-/// in each row, −∞ if none. `logits`: `[vocab, rows]`.
+/// Masks EOS in rows that have fewer than `min_new_tokens` tokens, and returns log Σ exp of the masked logits
+/// of each row, −∞ if none. `logits`: `[vocab, rows]`.
 fn mask_eos(
     logits: &Tensor,
     sampler: &Sampler<'_>,
@@ -121,7 +122,7 @@ mod tests {
     use super::super::sampler::{Context, Sampler};
     use super::{sample_each, sample_fused};
 
-    /// The kernel samples the same tokens as the sampler does row by row, at every temperature, with ties and
+    /// The kernel samples the same tokens as the row-by-row sampler at every temperature, with ties and
     /// masked tokens.
     #[test]
     fn fused_sampling_equals_sampling_row_by_row() {
@@ -150,7 +151,7 @@ mod tests {
         }
     }
 
-    /// In fp32 and bf16, with temperatures, filters, penalties and EOS masked in some rows.
+    /// Covers fp32 and bf16, with temperatures, filters, penalties and EOS masked in some rows.
     #[test]
     fn the_log_probability_of_a_sampled_token_is_that_of_the_raw_logits() {
         const VOCAB_SIZE: i64 = 5003;
@@ -159,7 +160,7 @@ mod tests {
         let noise = NoiseKey { seed: 4, round: 1, purpose: "test".to_owned() };
         let noise: Vec<_> = (0..ROWS as u32).map(|row| noise.completion(9, row).step(0)).collect();
         let prompt: Vec<u32> = (0..400).map(|token| token * 7).collect();
-        // Two of the last ids, which are padding of the embeddings, have much of the probability.
+        // Two of the last ids, which are padding of the embeddings, have much of the probability mass.
         const CANDIDATES: usize = 4998;
         let eos = [5, 4997, 4999];
         let context = |row| Context { prompt: &prompt, completion: &prompt[..row], eos: &eos };
@@ -170,7 +171,7 @@ mod tests {
         for kind in [Kind::Float, Kind::BFloat16] {
             let logits = Tensor::randn([VOCAB_SIZE, ROWS], (Kind::Float, Device::Cpu)) * 3.0 + 40.0;
             let _ = logits.narrow(0, 100, 7).fill_(f64::NEG_INFINITY);
-            // In some rows a masked EOS has nearly all the probability.
+            // In some rows a masked EOS has nearly all of the probability mass.
             let _ = logits.get(5).narrow(0, 10, 20).fill_(70.0);
             let _ = logits.narrow(0, 4999, 2).fill_(52.0);
             let logits = logits.to_kind(kind);

@@ -1,18 +1,18 @@
 //! The sampler on the host: one row of logits in, one token out.
 //!
 //! The order is Hugging Face's: repetition penalty, minimum length, temperature, top-k, top-p. Sampling is
-//! Gumbel-max in fp64: argmax over tokens of ln p + G with G = −ln(−ln u), which is the same token as argmin
-//! of −ln(u)/p.
+//! Gumbel-max in fp64: argmax over tokens of ln p + G with G = −ln(−ln u), which selects the same token as
+//! argmin of −ln(u)/p.
 
 use foil_common::spec::Sampling;
 
 use super::noise::StepNoise;
 
-/// Samples tokens; keeps the buffers that a row of a large vocabulary needs.
+/// Samples tokens and keeps the buffers for a row of a large vocabulary.
 #[derive(Debug)]
 pub struct Sampler<'a> {
     sampling: &'a Sampling,
-    /// Only ids below it are sampled.
+    /// Only ids below this are sampled.
     vocab_size: usize,
     /// Unnormalized probability of each token; 0 if it is filtered out.
     weights: Vec<f64>,
@@ -42,7 +42,7 @@ impl<'a> Sampler<'a> {
     }
 
     /// Samples from a row of logits `[vocab]`, which the penalties change in place. At temperature 0, the
-    /// first of equal logits wins.
+    /// first of equal logits is chosen.
     pub fn sample(&mut self, logits: &mut [f32], context: Context<'_>, noise: StepNoise) -> u32 {
         let candidates = self.candidates(logits.len());
         let logits = &mut logits[..candidates];
@@ -79,7 +79,7 @@ impl<'a> Sampler<'a> {
         self.sampling
     }
 
-    /// Whether a completion of `length` tokens must not end yet.
+    /// Whether a completion of `length` tokens is too short to end.
     pub(super) fn forbids_eos(&self, length: usize) -> bool {
         length < self.sampling.min_new_tokens
     }
@@ -144,8 +144,8 @@ impl<'a> Sampler<'a> {
         }
     }
 
-    /// Drops the least likely tokens as long as their sum stays within 1 − p; of equals, the lower ids go
-    /// first. One token always stays.
+    /// Drops the least likely tokens while their sum stays within 1 − p; of equals, the lower ids go first.
+    /// One token always remains.
     fn keep_top_p(&mut self) {
         let weights = &mut self.weights;
         self.order.clear();
@@ -180,12 +180,12 @@ fn max_logit(logits: &[f32]) -> f32 {
     logits.iter().copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// The token of minimal −ln(u)/p: the first arrival among exponential clocks of rates p. `bound` is an upper
-/// bound of p.
+/// The token with the smallest −ln(u)/p: the first arrival among exponential clocks with rates p. `bound` is
+/// an upper bound of p.
 ///
 /// A logarithm and an exponential for each token of a vocabulary would cost more than the model. Since 1 − u
-/// ≤ −ln(u), a token whose (1 − u)/p is not below the best −ln(u)/p so far has lost, and a bound on p shows
-/// that for most.
+/// ≤ −ln(u), a token loses if its (1 − u)/p is not below the best −ln(u)/p so far. A bound on p suffices to
+/// rule out most tokens.
 fn exponential_race(
     count: usize,
     bound: impl Fn(usize) -> f64,
@@ -207,18 +207,18 @@ fn exponential_race(
     winner as u32
 }
 
-/// An upper bound of eˣ for x ≤ 0, at most 6.2 % above it: the line 1 + f lies above 2ᶠ between whole
-/// exponents, and a float's bits are such lines.
+/// An upper bound of eˣ for x ≤ 0, at most 6.2 % above it: between integer exponents, the line 1 + f lies
+/// above 2ᶠ, and a float's bits form such lines.
 #[inline]
 fn exp_bound(x: f64) -> f64 {
     const MANTISSA: f64 = (1_u64 << 52) as f64;
     const BIAS: f64 = 1023.0;
-    // Close to the smallest normal number; −∞ (a masked token) stays at 0.
+    // Close to the smallest normal number. −∞ (a masked token) stays at 0.
     if x < -700.0 {
         return if x == f64::NEG_INFINITY { 0.0 } else { 1e-303 };
     }
     let bits = (x.mul_add(std::f64::consts::LOG2_E, BIAS) * MANTISSA) as u64;
-    // The product's rounding is far below this margin.
+    // The product's rounding error is far below this margin.
     f64::from_bits(bits) * (1.0 + 1e-9)
 }
 
@@ -249,7 +249,7 @@ mod tests {
         (0..count).map(|i| ((i * 37 % 101) as f32 / 10.0).sin() * 4.0).collect()
     }
 
-    /// Gumbel-max as the textbook has it.
+    /// Gumbel-max as in textbooks.
     fn gumbel_max(p: &[f64], noise: StepNoise) -> u32 {
         let value = |token: usize| p[token].ln() - (-(-noise.complement(token)).ln_1p()).ln();
         (0..p.len()).max_by(|a, b| value(*a).total_cmp(&value(*b))).map_or(0, |token| token as u32)
@@ -282,8 +282,8 @@ mod tests {
 
     #[test]
     fn samples_follow_the_filtered_distribution() {
-        // χ² over the tokens that stay; its mean is k − 1 with variance 2(k − 1), and six deviations bound
-        // it.
+        // χ² over the tokens that remain has mean k − 1 and variance 2(k − 1); the bound is six standard
+        // deviations.
         for sampling in [
             sampling(),
             Sampling { temperature: 0.7, ..sampling() },

@@ -69,7 +69,7 @@ fn same(a: &Completion, b: &Completion) -> bool {
     near && (a.prompt_id, a.index, &a.tokens, a.finished) == (b.prompt_id, b.index, &b.tokens, b.finished)
 }
 
-/// Greedy decoding by whole forward passes, one prompt at a time.
+/// Greedy decoding with full forward passes, one prompt at a time.
 fn greedy_by_forward(model: &LanguageModel, prompt: &[u32], max_new_tokens: usize) -> Vec<u32> {
     let mut tokens = prompt.to_vec();
     while tokens.len() < prompt.len() + max_new_tokens {
@@ -98,7 +98,7 @@ fn greedy_decoding_equals_whole_forward_passes() {
     }
 }
 
-/// log p of each token of `completion`, in a whole forward pass of its own.
+/// log p of each token of `completion`, in a separate full forward pass.
 fn log_probs_by_forward(model: &LanguageModel, prompt: &[u32], completion: &[u32]) -> Vec<f64> {
     let ids = [prompt, completion].concat();
     let batch = PackedBatch::from_sequences(&[&ids], Device::Cpu).unwrap();
@@ -110,7 +110,7 @@ fn log_probs_by_forward(model: &LanguageModel, prompt: &[u32], completion: &[u32
     completion.iter().enumerate().map(at).collect()
 }
 
-/// Greedy, sampled at a temperature, filtered and apply_penalties; EOS among the tokens.
+/// Covers greedy, temperature, filters and penalties, with EOS among the tokens.
 #[test]
 fn recorded_log_probabilities_are_those_of_whole_forward_passes() {
     let plain = sampling();
@@ -150,7 +150,7 @@ fn every_completion_comes_once_and_in_order_with_any_number_of_slots() {
 }
 
 /// A completion is a function of its prompt id and index: neighbors, slots and the order of prompts do not
-/// matter. (On models whose logits change in the last bit with the batch's shape a token could differ; here
+/// matter. (On models whose logits change in the last bit with the batch's shape, a token could differ; here
 /// no two candidates are that close.)
 #[test]
 fn a_completion_depends_only_on_its_prompt_and_index() {

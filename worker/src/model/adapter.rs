@@ -1,7 +1,7 @@
 //! LoRA adapters (Hu et al., arXiv 2106.09685) in the format of Hugging Face PEFT.
 //!
-//! A matrix W `[out, in]` becomes W + alpha/rank · B·A, with A `[rank, in]` and B `[out, rank]` trained in
-//! its place. A reward model's head is trained in full, as one of PEFT's `modules_to_save`.
+//! A matrix W `[out, in]` becomes W + alpha/rank · B·A, where A `[rank, in]` and B `[out, rank]` are trained
+//! instead of W. A reward model's head is trained in full, as one of PEFT's `modules_to_save`.
 
 use std::path::Path;
 
@@ -24,7 +24,7 @@ const B: &str = "lora_B.weight";
 #[derive(Debug)]
 pub struct Adapter {
     config: AdapterConfig,
-    /// `….q_proj.lora_A.weight` and so on, and a reward model's head, shared with the model.
+    /// `….q_proj.lora_A.weight` and so on, plus a reward model's head, which is shared with the model.
     parameters: Parameters,
 }
 
@@ -57,9 +57,9 @@ impl LoraWeights {
 }
 
 impl Adapter {
-    /// A fresh adapter, which changes nothing yet: A uniform within ± 1/√in as in PEFT, from `seed`, `round`
-    /// and its name; B zero. `base` has the head, that of a reward model, and the adapter is in shards if it
-    /// is.
+    /// A fresh adapter, which leaves the outputs unchanged: A is uniform within ± 1/√in as in PEFT, from
+    /// `seed`, `round` and its name; B is zero. `head` is that of a reward model and belongs to `base`. The
+    /// adapter is sharded if `base` is.
     pub(super) fn new(
         decoder: &DecoderConfig,
         lora: &Lora,
@@ -99,7 +99,7 @@ impl Adapter {
         Ok(Self { parameters: Parameters::from_named(tensors.chain(head).collect()), config })
     }
 
-    /// The same adapter, whole and fp32 on this rank.
+    /// The same adapter, with whole fp32 tensors on this rank.
     pub(super) fn gathered(self) -> Result<Self, ModelError> {
         Ok(Self { parameters: self.parameters.gathered()?, ..self })
     }
@@ -109,7 +109,7 @@ impl Adapter {
         &self.parameters
     }
 
-    /// Copies its head into `head` and shares that tensor from here on.
+    /// Copies the adapter's head into `head` and shares that tensor afterwards.
     pub(super) fn with_shared_head(mut self, head: &Tensor) -> Self {
         self.parameters.share(SCORE, head);
         self
@@ -121,7 +121,7 @@ impl Adapter {
         Some(LoraWeights { a: tensor(A)?, b: tensor(B)?, scaling: self.config.scaling() })
     }
 
-    /// Adds the adapter, which is whole, to the weights of `base`, in place.
+    /// Adds the adapter, which must be whole, to the weights of `base` in place.
     pub(super) fn merge_into(&self, base: &Parameters) -> Result<(), ModelError> {
         if let Some(shards) = base.shards() {
             shards.store().release()?;
@@ -143,9 +143,9 @@ impl Adapter {
         Ok(())
     }
 
-    /// One adapter equal to `earlier` followed by this one: their matrices concatenated along the rank, so
-    /// that B·A is the sum of both, and their ranks and alphas added. `None` if target modules or
-    /// scalings differ.
+    /// One adapter equal to `earlier` followed by this one: the matrices are concatenated along the rank, so
+    /// that B·A is the sum of both, and ranks and alphas are added. `None` if target modules or scalings
+    /// differ.
     #[must_use]
     pub fn concat_after(&self, earlier: &Self) -> Option<Self> {
         let (ours, theirs) = (&self.config, &earlier.config);
@@ -169,8 +169,8 @@ impl Adapter {
         Some(Self { config, parameters: Parameters::from_named(tensors.collect::<Option<_>>()?) })
     }
 
-    /// Writes adapter_config.json and adapter_model.safetensors, fp32, into `dir`, which is created if it
-    /// does not exist.
+    /// Writes adapter_config.json and adapter_model.safetensors (fp32) to `dir`, which is created if it does
+    /// not exist.
     ///
     /// # Errors
     /// The directory cannot be written.

@@ -1,4 +1,4 @@
-//! Packed batches: sequences of different lengths in one forward pass, without padding, and with shared
+//! Packed batches: sequences of different lengths in one forward pass, without padding and with shared
 //! prefixes computed once.
 
 use foil_torch::ops::Segments;
@@ -7,13 +7,13 @@ use tch::{Device, Tensor};
 
 use super::ModelError;
 
-/// A shorter common prefix is cheaper to recompute than to attend to separately.
+/// Minimum length of a shared prefix. A shorter one is cheaper to recompute than to attend to separately.
 const MIN_SHARED_PREFIX: usize = 8;
 
-/// Sequences end to end. The common prefix of a group is stored once, so a prompt is computed once for all
+/// Concatenated sequences. The common prefix of a group is stored once, so a prompt is computed once for all
 /// its completions.
 ///
-/// The end of a sequence is known by its length, never by a token id.
+/// The end of a sequence is determined by its length, never by a token id.
 #[derive(Debug)]
 pub struct PackedBatch {
     /// Token ids, `[rows]`, int64: one row per token that is computed.
@@ -26,14 +26,13 @@ pub struct PackedBatch {
     rows: BatchRows,
 }
 
-/// Where the tokens of a packed batch's sequences are.
+/// Positions of the tokens of a packed batch's sequences.
 #[derive(Debug, Default)]
 pub struct BatchRows {
     sequences: Vec<SequenceRows>,
 }
 
-/// The rows of a sequence: the first `shared` tokens from row `first_shared` on, the others from `first_own`
-/// on.
+/// The rows of a sequence: the first `shared` tokens start at row `first_shared`, the others at `first_own`.
 #[derive(Debug, Clone, Copy)]
 struct SequenceRows {
     first_shared: usize,
@@ -55,7 +54,7 @@ impl PackedBatch {
         Ok(Self::with_numbers(groups, device, |_| Vec::new())?.0)
     }
 
-    /// Packs groups as [`PackedBatch::from_groups`] does, and copies numbers that belong to the batch to the
+    /// Packs groups like [`PackedBatch::from_groups`] and copies numbers that belong to the batch to the
     /// device in the same transfer.
     ///
     /// # Errors
@@ -102,12 +101,12 @@ impl PackedBatch {
         Self::from_groups(&groups, device)
     }
 
-    /// Number of tokens that are computed: the cost of a forward pass.
+    /// Number of computed tokens, which is the cost of a forward pass.
     pub fn rows(&self) -> usize {
         self.ids.numel()
     }
 
-    /// Number of tokens of all sequences, with a shared prefix counted for each.
+    /// Number of tokens of all sequences; a shared prefix counts for each sequence.
     pub fn tokens(&self) -> usize {
         self.rows.sequences.iter().map(|sequence| sequence.length).sum()
     }
@@ -176,7 +175,7 @@ pub fn packed_rows(sequences: &[impl AsRef<[u32]>]) -> usize {
     shared + own
 }
 
-/// Length of the prefix that all sequences of a group share, 0 if it is too short to pay off.
+/// Length of the prefix that all sequences of a group share, or 0 if it is too short to pay off.
 fn shared_prefix(sequences: &[impl AsRef<[u32]>]) -> usize {
     let Some((first, others)) = sequences.split_first() else { return 0 };
     if others.is_empty() {
@@ -258,7 +257,7 @@ mod tests {
         );
         assert_eq!((batch.rows(), batch.tokens(), batch.sequences()), (15, 2 + 12 + 11 + 10, 4));
         assert_eq!(packed_rows(&groups[1]), 13);
-        // The last token of a sequence that is all prefix is in the prefix.
+        // If a sequence is all prefix, its last token is in the prefix.
         assert_eq!(Vec::<i64>::try_from(batch.last_rows()).unwrap(), [1, 13, 14, 11]);
         assert_eq!((batch.row(1, 9), batch.row(1, 10), batch.row(2, 10)), (11, 12, 14));
         assert_eq!(Vec::<i64>::try_from(batch.positions()).unwrap()[11..], [9, 10, 11, 10]);

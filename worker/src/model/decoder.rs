@@ -1,4 +1,4 @@
-//! The decoder: embeddings, layers of attention and gated MLP, final norm. It holds no parameters.
+//! The decoder: embeddings, layers of attention and gated MLP, final norm. It does not hold parameters.
 //!
 //! The residual stream and the norms are fp32; matrix products and attention run in the chosen [`Precision`].
 
@@ -12,7 +12,7 @@ use super::rotary::RotaryEmbedding;
 use super::shards::DecoderShards;
 use super::{DecoderConfig, ModelError, PackedBatch, Parameters};
 
-/// Precision of matrix products and attention. Parameters and their gradients are fp32 in either.
+/// Precision of matrix products and attention. Parameters and their gradients are fp32 in any case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
     Fp32,
@@ -28,8 +28,8 @@ impl Precision {
     }
 }
 
-/// A decoder's weights: fp32 masters, of which each layer's projections are cast to `kind` when the layer
-/// runs, or projections packed in `kind` for inference. Norms and embeddings are fp32.
+/// A decoder's weights: fp32 masters whose projections are cast to `kind` when a layer runs, or projections
+/// packed in `kind` for inference. Norms and embeddings are fp32.
 #[derive(Debug)]
 pub(super) struct Weights<P> {
     kind: Kind,
@@ -41,11 +41,10 @@ pub(super) struct Weights<P> {
 }
 
 impl Weights<Linear> {
-    /// Packs the projections, on `device`, for many forward passes of about `rows` rows each, without
-    /// gradients. Takes as much memory again as the projections.
+    /// Packs the projections on `device` for many forward passes of about `rows` rows each, without
+    /// gradients. The copy takes as much memory as the projections.
     pub(super) fn packed(self, rows: i64, device: Device) -> Result<Weights<PackedWeight>, ModelError> {
-        // One product in place of several takes fewer launches. In fp32 it would be a copy that is not needed
-        // otherwise.
+        // One product instead of several takes fewer launches. In fp32 it would need an extra copy.
         let joint = !uses_cpu_kernels(device) && self.kind != Kind::Float;
         let packed = |layer: LayerWeights<Linear>| layer.cast(self.kind).packed(rows, joint);
         let layers = self.layers.into_iter().map(packed).collect::<Result<_, _>>()?;
@@ -62,7 +61,7 @@ impl<P> Weights<P> {
         Ok(ResidualStream { x: foil_torch::ops::embedding(&self.embed_tokens, ids)?, delta: None })
     }
 
-    /// `output_rows` for the last layer, `None` (all rows) for the others.
+    /// Passes `output_rows` to the last layer and `None` (all rows) to the others.
     fn output_rows_of<'r>(&self, layer: usize, output_rows: Option<&'r Tensor>) -> Option<&'r Tensor> {
         output_rows.filter(|_| layer + 1 == self.layers.len())
     }
@@ -99,7 +98,7 @@ impl Decoder {
         &self.rotary_emb
     }
 
-    /// The weights for forward passes in `precision`, with the adapter.
+    /// The weights for forward passes in `precision`, including the adapter.
     pub(super) fn weights(
         &self,
         parameters: &Parameters,
@@ -116,7 +115,7 @@ impl Decoder {
         }
     }
 
-    /// Runs all layers on a packed batch; gives the residual stream before the final norm at `output_rows`
+    /// Runs all layers on a packed batch. Returns the residual stream before the final norm at `output_rows`
     /// (`[n]`, int64): `[n, hidden]`, fp32.
     pub(super) fn forward(
         &self,
@@ -138,8 +137,8 @@ impl Decoder {
             if let Some(shards) = &weights.shards {
                 shards.gather(index)?;
             }
-            // Autograd runs the nodes of a graph from the newest to the oldest: only casts that are created
-            // along with their layer give gradients to the reducer before the layers below are done.
+            // Autograd runs the nodes of a graph from the newest to the oldest. Only casts that are created
+            // along with their layer pass gradients to the reducer before the lower layers are done.
             let layer = layer.cast(weights.kind);
             stream = self
                 .layer
@@ -151,7 +150,7 @@ impl Decoder {
         Ok(stream.sum())
     }
 
-    /// Runs all packed layers on `ids`, `[rows]`, with attention by `attend`; gives the residual stream
+    /// Runs all packed layers on `ids`, `[rows]`, with `attend` as attention. Returns the residual stream
     /// before the final norm, `[rows, hidden]`, or `[n, hidden]` with `output_rows` (`[n]`).
     pub(super) fn forward_layers(
         &self,

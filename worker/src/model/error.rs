@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use foil_common::model::ModelFilesError;
 
-/// A model cannot be read, built, run or written; every message says where and what to do.
+/// An error in reading, building, running or writing a model. Every message says where it occurred and what
+/// to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     #[error(transparent)]

@@ -1,4 +1,4 @@
-//! A model: decoder, parameters, adapter and a head of either kind.
+//! A model: a decoder, its parameters, an adapter and a head of either kind.
 
 use std::marker::PhantomData;
 use std::path::Path;
@@ -33,7 +33,7 @@ pub struct Model<H> {
 }
 
 impl<H: Head> Model<H> {
-    /// Reads a Hugging Face directory of a model with this head.
+    /// Reads the Hugging Face directory of a model with this head.
     ///
     /// # Errors
     /// Anything in config.json or in the checkpoint that does not make this model, by name.
@@ -41,7 +41,7 @@ impl<H: Head> Model<H> {
         Self::load_held(dir, device, Holding::Masters)
     }
 
-    /// [`Self::load`], with parameters held in another way.
+    /// Like [`Self::load`], with `holding` for the parameters.
     ///
     /// # Errors
     /// As [`Self::load`].
@@ -62,8 +62,8 @@ impl<H: Head> Model<H> {
         Self::new(self.config.clone(), self.parameters.copy(), self.device)
     }
 
-    /// The same parameters with the configuration in `dir`, to which they were saved: the model that would be
-    /// read from there.
+    /// The same parameters with the configuration in `dir`, to which they were saved: equal to the model that
+    /// loading `dir` returns.
     ///
     /// # Errors
     /// Anything in config.json that does not make a model, by name.
@@ -75,7 +75,7 @@ impl<H: Head> Model<H> {
         &self.config
     }
 
-    /// Sets the BOS, EOS and padding ids that config.json will name.
+    /// Sets the BOS, EOS and padding ids to write to config.json.
     pub fn set_token_ids(&mut self, ids: &TokenIds) {
         self.config.bos_token_id = ids.bos;
         self.config.eos_token_ids.clone_from(&ids.eos);
@@ -101,8 +101,8 @@ impl<H: Head> Model<H> {
         self
     }
 
-    /// Adds a fresh LoRA adapter, initialized from `(seed, round)`. From here on only the adapter is
-    /// [trainable](Self::trainable), and a reward model's head.
+    /// Adds a fresh LoRA adapter, initialized from `(seed, round)`. Afterwards only the adapter and a reward
+    /// model's head are [trainable](Self::trainable).
     ///
     /// # Errors
     /// Errors of libtorch.
@@ -115,7 +115,7 @@ impl<H: Head> Model<H> {
         Ok(())
     }
 
-    /// Attaches `adapter`, which must fit this model, and takes over the head that came with it.
+    /// Attaches `adapter`, which must fit this model, and adopts the head that came with it.
     pub fn set_adapter(&mut self, adapter: Adapter) {
         self.parameters.set_requires_grad(false);
         self.adapter = Some(match H::trainable_head(&self.parameters) {
@@ -124,13 +124,13 @@ impl<H: Head> Model<H> {
         });
     }
 
-    /// The parameters that training updates: all, or those of the adapter.
+    /// The parameters that training updates: all of them, or those of the adapter.
     pub fn trainable(&self) -> &Parameters {
         self.adapter.as_ref().map_or(&self.parameters, Adapter::parameters)
     }
 
-    /// Merges the adapter, if there is one, into the weights and returns it. All ranks that hold shards call
-    /// it together.
+    /// Merges the adapter, if any, into the weights and returns it. All ranks that hold shards must call it
+    /// together.
     ///
     /// # Errors
     /// A rank fails.
@@ -142,7 +142,7 @@ impl<H: Head> Model<H> {
         Ok(Some(adapter))
     }
 
-    /// The decoder's weights in `precision`, with the adapter.
+    /// The decoder's weights in `precision`, including the adapter.
     pub(super) fn weights(&self, precision: Precision) -> Result<Weights<Linear>, ModelError> {
         if let Some(shards) = self.parameters.shards() {
             shards.store().gather_residents()?;

@@ -10,7 +10,7 @@ use super::{DecoderConfig, KvCache, LanguageModel, ModelError, PackedBatch, Prec
 
 /// A language model prepared for many decoding steps without gradients.
 ///
-/// It shares or copies the parameters as they are now; create a new one after a training step.
+/// It shares or copies the current parameters; create a new one after a training step.
 #[derive(Debug)]
 pub struct Inference<'m> {
     model: &'m LanguageModel,
@@ -55,10 +55,9 @@ impl<'m> Inference<'m> {
         KvCache::new(self.config(), slots, capacity, self.precision, self.model.device())
     }
 
-    /// Computes whole prompts into the cache, sequence i of the batch into `slots[i]`, replacing what was
-    /// there.
+    /// Computes whole prompts into the cache: sequence i of the batch replaces the contents of `slots[i]`.
     ///
-    /// Gives the hidden state of each prompt's last token, `[prompts, hidden]`.
+    /// Returns the hidden state of each prompt's last token, `[prompts, hidden]`.
     ///
     /// # Errors
     /// A prompt longer than the cache's capacity; slots that do not exist, repeat, or are not one per prompt.
@@ -90,9 +89,9 @@ impl<'m> Inference<'m> {
         Ok(hidden)
     }
 
-    /// Appends one token to each of `slots` and gives its hidden state, `[rows, hidden]`.
+    /// Appends one token to each of `slots` and returns its hidden state, `[rows, hidden]`.
     ///
-    /// On CUDA, consecutive ascending `slots` are cheapest where flash attention does not support the model:
+    /// On CUDA, if flash attention does not support the model, consecutive ascending `slots` are cheapest:
     /// the cache is then read in place.
     ///
     /// # Errors
@@ -101,7 +100,7 @@ impl<'m> Inference<'m> {
         Ok(self.decode_with_numbers(ids, cache, slots, Vec::new())?.0)
     }
 
-    /// [`Inference::decode`], which also copies `numbers` to the device in the transfer that it makes anyway.
+    /// Like [`Inference::decode`], but also copies `numbers` to the device in the same transfer.
     ///
     /// # Errors
     /// Those of [`Inference::decode`].

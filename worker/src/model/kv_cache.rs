@@ -9,16 +9,16 @@ use super::{DecoderConfig, ModelError, PackedBatch, Precision, attention};
 
 /// Keys and values of up to `slots` sequences of up to `capacity` tokens.
 ///
-/// A slot is free if its length is 0; nothing beyond a slot's length is ever read.
+/// A slot is free if its length is 0. Nothing beyond a slot's length is ever read.
 #[derive(Debug)]
 pub struct KvCache {
-    /// One tensor per layer, `[slots, kv_heads, capacity, head_dim]`: in memory in this order for this
-    /// project's own loops, else `[slots, capacity, kv_heads, head_dim]`, as flash attention reads it.
+    /// One tensor per layer, `[slots, kv_heads, capacity, head_dim]`. The memory layout has this order for
+    /// this project's own loops, and the order `[slots, capacity, kv_heads, head_dim]` for flash attention.
     keys: Vec<Tensor>,
     values: Vec<Tensor>,
     lengths: Vec<i64>,
     capacity: i64,
-    /// Whether this project's own loops read it.
+    /// Whether this project's own loops read the cache.
     own_loops: bool,
 }
 
@@ -32,7 +32,7 @@ impl KvCache {
     ) -> Self {
         let own_loops = uses_cpu_kernels(device);
         let (slot_count, tokens) = (slots as i64, capacity as i64);
-        // Zeros, not uninitialized memory: a masked NaN would still poison the product with the values.
+        // Zeros instead of uninitialized memory: a masked NaN would still poison the product with the values.
         let zeros = |shape: [i64; 4]| Tensor::zeros(shape, (precision.kind(), device));
         let empty = || match own_loops {
             true => zeros([slot_count, config.kv_heads, tokens, config.head_dim]),
@@ -42,7 +42,7 @@ impl KvCache {
         Self { keys: layers(), values: layers(), lengths: vec![0; slots], capacity: tokens, own_loops }
     }
 
-    /// Size in bytes of such a cache.
+    /// Size of such a cache in bytes.
     pub fn bytes(config: &DecoderConfig, slots: usize, capacity: usize, precision: Precision) -> usize {
         let per_token = config.layers * config.kv_width() * 2;
         slots * capacity * per_token as usize * precision.kind().elt_size_in_bytes()
@@ -57,7 +57,7 @@ impl KvCache {
         self.capacity as usize
     }
 
-    /// Tokens in a slot.
+    /// Number of tokens in a slot.
     pub fn length(&self, slot: usize) -> usize {
         self.lengths[slot] as usize
     }
@@ -67,8 +67,8 @@ impl KvCache {
         self.lengths[slot] = 0;
     }
 
-    /// Copies sequences between slots: `(from, to)` pairs, all read before any is written. This is how one
-    /// prefill serves all completions of a prompt, and how an active sequence moves into a freed slot.
+    /// Copies sequences between slots. All `(from, to)` pairs are read before any is written. This lets one
+    /// prefill serve all completions of a prompt, and an active sequence move into a freed slot.
     ///
     /// # Errors
     /// A slot that does not exist, or one written twice.
@@ -97,7 +97,7 @@ impl KvCache {
         Ok(())
     }
 
-    /// Moves sequences, `(from, to)`, and frees the slots they leave; all are read before any is written.
+    /// Moves sequences, `(from, to)`, and frees their old slots. All pairs are read before any is written.
     ///
     /// # Errors
     /// A slot that does not exist, or one written twice.
@@ -110,7 +110,7 @@ impl KvCache {
         Ok(())
     }
 
-    /// Prepares to write prompts, sequence i of the packed batch into `slots[i]`; nothing in it is shared.
+    /// Prepares to write prompts: sequence i of the packed batch, which must not share rows, into `slots[i]`.
     pub(super) fn prompt_slots(
         &self,
         prompts: &PackedBatch,
@@ -160,9 +160,9 @@ impl KvCache {
         })?)
     }
 
-    /// Writes one token per row and computes attention: `q` is `[rows, heads, head_dim]`, `k` and `v` `[rows,
-    /// kv_heads, head_dim]`, not rotated yet, row i for the step's slot i. Gives `[rows, heads,
-    /// head_dim]`.
+    /// Writes one token per row and computes attention. `q` is `[rows, heads, head_dim]`; `k` and `v` are
+    /// `[rows, kv_heads, head_dim]`; none is rotated. Row i belongs to the step's slot i. Returns `[rows,
+    /// heads, head_dim]`.
     pub(super) fn attend(
         &mut self,
         layer: usize,
@@ -180,7 +180,7 @@ impl KvCache {
                 &step.lengths,
             )?);
         }
-        // Queries and keys together: half the launches.
+        // Rotates queries and keys together, with half the launches.
         let rotated = foil_torch::ops::rotary(&Tensor::cat(&[q, k], 1), rotation)?;
         let (heads, kv_heads) = (q.size()[1], k.size()[1]);
         let (q, k) = (rotated.narrow(1, 0, heads), rotated.narrow(1, heads, kv_heads));
@@ -209,7 +209,7 @@ impl KvCache {
         (pick(&self.keys[layer]), pick(&self.values[layer]))
     }
 
-    /// `numbers` on the cache's device.
+    /// Copies `numbers` to the cache's device.
     fn upload<const N: usize>(&self, numbers: [Numbers; N]) -> Result<[Tensor; N], ModelError> {
         let mut tensors = foil_torch::upload(&numbers, self.device())?.into_iter();
         Ok(numbers.map(|_| tensors.next().unwrap_or_default()))
@@ -219,7 +219,7 @@ impl KvCache {
         self.lengths[slot] = length;
     }
 
-    /// Prepares for one more token in each of `slots`, and copies `numbers` to the device in the same
+    /// Prepares for one more token in each of `slots` and copies `numbers` to the device in the same
     /// transfer.
     pub(super) fn step(
         &self,
@@ -249,7 +249,7 @@ impl KvCache {
         Ok((step, tensors.collect()))
     }
 
-    /// Inputs of flash attention in a step that appends to `slots`, if it supports this cache.
+    /// Inputs of flash attention for a step that appends to `slots`, if it supports this cache.
     fn flash_numbers(&self, slots: &[i64], lengths: &[i64]) -> Option<[Numbers; 3]> {
         let keys = self.keys.first()?;
         let used: Vec<i64> = lengths.iter().map(|length| length + 1).collect();
@@ -326,17 +326,17 @@ fn int64(slots: &[usize]) -> Numbers {
 #[derive(Debug)]
 pub(super) struct PromptSlots {
     slots: Vec<usize>,
-    /// Slot of each row of the packed batch, `[rows]`, int64; empty for this project's own loops.
+    /// Slot of each row of the packed batch, `[rows]`, int64. Empty for this project's own loops.
     slot_of_row: Tensor,
 }
 
 /// The slots and positions of one decoding step.
 #[derive(Debug)]
 pub(super) struct DecodeStep {
-    /// Set if the slots are consecutive: rows are then a view of the cache, not a copy.
+    /// Set if the slots are consecutive. Rows are then a view of the cache, not a copy.
     first_slot: Option<i64>,
     slots: Vec<i64>,
-    /// Number of tokens in each slot before the step: the position of the new one.
+    /// Number of tokens in each slot before the step, which is the position of the new token.
     lengths: Vec<i64>,
     /// `slots` on the device.
     slot_indices: Tensor,
@@ -347,12 +347,12 @@ pub(super) struct DecodeStep {
     read: Read,
 }
 
-/// How attention reads the cache on devices without loops of this project.
+/// How attention reads the cache on devices where this project has no loops.
 #[derive(Debug)]
 enum Read {
     /// Flash attention, by slots and lengths.
     Flash(DecodeIndex),
-    /// Scaled dot-product attention under a mask, `[rows, 1, 1, max_len]`: 0 at real tokens, −∞ beyond.
+    /// Scaled dot-product attention with a mask, `[rows, 1, 1, max_len]`: 0 at real tokens, −∞ beyond.
     Masked(Tensor),
 }
 

@@ -12,7 +12,7 @@ use super::{
     SavedWeights, Sink,
 };
 
-/// A decoder whose hidden states are turned into logits over the vocabulary: `…ForCausalLM`.
+/// A decoder whose hidden states are projected to logits over the vocabulary: `…ForCausalLM`.
 pub type LanguageModel = Model<LmHead>;
 
 /// The head of a [`LanguageModel`].
@@ -36,7 +36,7 @@ impl LanguageModel {
         Self::random_held(config_dir, seed, device, Holding::Masters)
     }
 
-    /// [`LanguageModel::random`], with parameters held in another way.
+    /// Like [`LanguageModel::random`], with `holding` for the parameters.
     ///
     /// # Errors
     /// As [`LanguageModel::random`].
@@ -86,22 +86,22 @@ impl LanguageModel {
         if self.config.tied_embeddings { EMBEDDINGS } else { LM_HEAD }
     }
 
-    /// `[.., hidden]` → logits `[.., vocab]`, in the kind of `hidden`: let log-softmax convert them to fp32.
+    /// `[.., hidden]` → logits `[.., vocab]`, in the kind of `hidden`. Let log-softmax convert them to fp32.
     ///
-    /// Select the positions that a loss needs before the head, not after: it is a large part of a small
-    /// model's work.
+    /// Select the positions that a loss needs before the head, not after it: the head is a large part of a
+    /// small model's work.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
         linear(hidden, &self.lm_head().to_kind(hidden.kind()), None)
     }
 
-    /// The head's matrix `[vocab, hidden]`: `lm_head`, or the embeddings if they are tied. A model in shards
-    /// has it from the end of a [forward pass](LanguageModel::forward) until the next one or a backward
-    /// pass begins.
+    /// The head's matrix `[vocab, hidden]`: `lm_head`, or the embeddings if they are tied. In a sharded model
+    /// it is valid from the end of a [forward pass](LanguageModel::forward) until the next forward or
+    /// backward pass begins.
     pub fn lm_head(&self) -> &Tensor {
         self.parameter(self.head_name())
     }
 
-    /// Writes config.json and model.safetensors into `dir`, which is created if it does not exist.
+    /// Writes config.json and model.safetensors to `dir`, which is created if it does not exist.
     ///
     /// # Errors
     /// The directory cannot be written.
@@ -109,7 +109,7 @@ impl LanguageModel {
         self.save_to(Sink::File, dir, dtype)
     }
 
-    /// [`LanguageModel::save`], with the weights written or only hashed.
+    /// Like [`LanguageModel::save`], with the weights written or only hashed.
     ///
     /// # Errors
     /// As [`LanguageModel::save`].

@@ -1,4 +1,4 @@
-//! One decoder layer: its weights, and its forward pass.
+//! One decoder layer: its weights and its forward pass.
 
 use foil_torch::ops::PackedWeight;
 use tch::{Kind, Tensor};
@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 use super::adapter::{Adapter, LoraWeights};
 use super::{DecoderConfig, ModelError, Parameters};
 
-/// x · weightᵀ + bias. Every product with a weight matrix goes through here.
+/// x · weightᵀ + bias. All products with weight matrices use this function.
 pub(super) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
     #[cfg(test)]
     super::tests::observe_matmul(x, weight);
@@ -19,7 +19,7 @@ pub(super) trait Projection {
     fn forward(&self, x: &Tensor) -> Result<Tensor, ModelError>;
 }
 
-/// A weight matrix with its bias and its LoRA adapter, if it has them; differentiable.
+/// A weight matrix with its optional bias and LoRA adapter; differentiable.
 #[derive(Debug)]
 pub(super) struct Linear {
     weight: Tensor,
@@ -47,7 +47,8 @@ impl Linear {
         (weight, self.bias)
     }
 
-    /// Packed for many products of about `rows` rows each, without gradients; the adapter is merged.
+    /// Packs the weight for many products of about `rows` rows each, without gradients. The adapter is
+    /// merged.
     fn packed(self, rows: i64) -> Result<PackedWeight, ModelError> {
         let (weight, bias) = self.merged();
         Ok(PackedWeight::new(&weight, bias.as_ref(), rows)?)
@@ -76,7 +77,7 @@ impl Projection for PackedWeight {
     }
 }
 
-/// Matrices that have one input: apart, or one below the other as one matrix, with the rows of each.
+/// Matrices with the same input: separate, or stacked as one matrix with the number of rows of each.
 #[derive(Debug)]
 pub(super) enum Projections<P> {
     Apart(Vec<P>),
@@ -125,8 +126,8 @@ impl Projections<Linear> {
     }
 }
 
-/// A layer's weights, by their Hugging Face names: projections as fp32 masters or cast to the compute
-/// precision, norms fp32.
+/// A layer's weights by their Hugging Face names. Projections are fp32 masters or cast to the compute
+/// precision; norms are fp32.
 #[derive(Debug)]
 pub(super) struct LayerWeights<P> {
     input_layernorm: Tensor,
@@ -142,8 +143,8 @@ pub(super) struct LayerWeights<P> {
 }
 
 impl LayerWeights<Linear> {
-    /// The layer packed for many products of about `rows` rows each. If `joint`, matrices of one input are
-    /// one.
+    /// The layer packed for many products of about `rows` rows each. If `joint`, matrices with the same input
+    /// are stacked.
     pub(super) fn packed(self, rows: i64, joint: bool) -> Result<LayerWeights<PackedWeight>, ModelError> {
         Ok(LayerWeights {
             input_layernorm: self.input_layernorm,
@@ -207,7 +208,7 @@ impl LayerWeights<Linear> {
     }
 }
 
-/// The fp32 master weights by name. A model's constructor has checked that all of them exist.
+/// The fp32 master weights by name. The model's constructor has checked that all of them exist.
 pub(super) struct WeightView<'a> {
     pub(super) parameters: &'a Parameters,
     pub(super) adapter: Option<&'a Adapter>,
@@ -255,18 +256,18 @@ impl WeightView<'_> {
     }
 }
 
-/// The residual stream between two layers, `[rows, hidden]`: x + delta, not yet added, so that the next norm
-/// adds them in the same pass.
+/// The residual stream between two layers, `[rows, hidden]`, as x and delta. They are not yet added, so that
+/// the next norm adds them in the same pass.
 #[derive(Debug)]
 pub(super) struct ResidualStream {
-    /// The stream before the last addition, fp32.
+    /// The stream before the pending addition, fp32.
     pub(super) x: Tensor,
     /// Output of the previous layer's MLP, in the compute precision; `None` before the first layer.
     pub(super) delta: Option<Tensor>,
 }
 
 impl ResidualStream {
-    /// The stream of its [tensors](Self::tensors).
+    /// Restores the stream from its [tensors](Self::tensors).
     pub(super) fn from_tensors(tensors: impl IntoIterator<Item = Tensor>) -> Self {
         let mut tensors = tensors.into_iter();
         let (Some(x), delta) = (tensors.next(), tensors.next()) else {
@@ -275,7 +276,7 @@ impl ResidualStream {
         Self { x, delta }
     }
 
-    /// x, and delta if there is one, sharing storage.
+    /// x, and delta if any, sharing storage.
     pub(super) fn tensors(&self) -> Vec<Tensor> {
         std::iter::once(&self.x).chain(&self.delta).map(Tensor::shallow_clone).collect()
     }
@@ -283,7 +284,7 @@ impl ResidualStream {
     /// x + delta, fp32.
     pub(super) fn sum(self) -> Tensor {
         match self.delta {
-            // Not in place: the norm's backward needs the stream as it was.
+            // Not in place: the norm's backward needs the original stream.
             Some(delta) => self.x.g_add(&delta),
             None => self.x,
         }
@@ -291,7 +292,7 @@ impl ResidualStream {
 }
 
 /// Attention, (q, k, v) → context, over a packed batch or a KV cache. `q` and the context are `[rows, heads,
-/// head_dim]`, `k` and `v` `[rows, kv_heads, head_dim]`. The callee applies the rotary embedding.
+/// head_dim]`; `k` and `v` are `[rows, kv_heads, head_dim]`. The callee applies the rotary embedding.
 pub(super) type AttentionFn<'a> = &'a mut dyn FnMut(&Tensor, &Tensor, &Tensor) -> Result<Tensor, ModelError>;
 
 /// The settings that all layers of a model share.
@@ -313,8 +314,8 @@ impl LayerConfig {
         }
     }
 
-    /// Runs one layer in `kind`. With `output_rows`, only those rows go through the MLP: after attention no
-    /// row needs another.
+    /// Runs one layer in `kind`. With `output_rows`, only those rows go through the MLP, since rows are
+    /// independent after attention.
     pub(super) fn forward<P: Projection>(
         &self,
         layer: &LayerWeights<P>,
@@ -347,7 +348,7 @@ impl LayerConfig {
         Ok(ResidualStream { x, delta: Some(layer.down_proj.forward(&gated)?) })
     }
 
-    /// `x`: `[rows, hidden]`; gives the context before `o_proj`, `[rows, heads · head_dim]`.
+    /// `x` is `[rows, hidden]`. Returns the context before `o_proj`, `[rows, heads · head_dim]`.
     fn self_attn<P: Projection>(
         &self,
         layer: &LayerWeights<P>,
@@ -367,7 +368,7 @@ impl LayerConfig {
         Ok(attend(&q, &k, &v)?.flatten(1, 2))
     }
 
-    /// RMSNorm over each head, if the family has one (Qwen3); the kind stays.
+    /// Applies RMSNorm to each head, if the family has it (Qwen3), and keeps the kind.
     fn norm_heads(&self, heads: Tensor, weight: Option<&Tensor>) -> Result<Tensor, ModelError> {
         match weight {
             None => Ok(heads),

@@ -1,7 +1,7 @@
 //! The decoder of the Llama family, its heads, and Hugging Face directories.
 //!
-//! A [`LanguageModel`] or a [`RewardModel`] is a decoder with a head. The decoder computes hidden states, the
-//! head turns selected hidden states into logits or scores; losses are functions of those and live in
+//! A [`LanguageModel`] or a [`RewardModel`] is a decoder with a head. The decoder computes hidden states, and
+//! the head converts selected hidden states to logits or scores. Losses are functions of those and live in
 //! `objective`.
 
 mod adapter;

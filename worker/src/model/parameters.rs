@@ -21,10 +21,10 @@ pub(super) use foil_common::model::SCORE;
 pub enum Holding {
     /// Whole, as fp32 masters.
     Masters,
-    /// Whole and in the compute precision only, but for norms and a reward model's head: for phases that do
-    /// not train.
+    /// Whole and only in the compute precision, except for norms and a reward model's head: for phases that
+    /// do not train.
     Inference(Precision),
-    /// A shard of the fp32 masters; the ranks of a gang gather the rest when they need it.
+    /// A shard of the fp32 masters. The ranks of a gang gather the rest when they need it.
     Shards(ShardPlacement),
 }
 
@@ -38,20 +38,20 @@ impl Holding {
     }
 }
 
-/// Parameters sorted by name: the same order on every rank, in every digest and in every optimizer.
+/// Parameters sorted by name: the order is the same on every rank, in every digest and in every optimizer.
 ///
 /// Tensors are leaves, fp32 unless they are [held](Holding) otherwise. They are never replaced, only changed
-/// in place or [moved](super::units::flatten), so that a reducer or an optimizer may hold on to them.
+/// in place or [moved](super::units::flatten), so a reducer or an optimizer may keep references to them.
 #[derive(Debug)]
 pub struct Parameters {
     names: Vec<String>,
     tensors: Vec<Tensor>,
-    /// Where the values of `tensors` are, if ranks hold shards of them.
+    /// The shards that hold the values of `tensors`, if ranks hold shards.
     shards: Option<Rc<Shards>>,
 }
 
 impl Parameters {
-    /// From named tensors in any order.
+    /// Creates parameters from named tensors in any order.
     pub(crate) fn from_named(mut named: Vec<(String, Tensor)>) -> Self {
         named.sort_by(|(a, _), (b, _)| a.cmp(b));
         let (names, tensors) = named.into_iter().unzip();
@@ -63,8 +63,8 @@ impl Parameters {
         self.shards.as_ref()
     }
 
-    /// Adds parameters to the shards of `base`, with values from `elements`; `shared` are some of base's own.
-    /// `None` if base has no shards, or others refer to them.
+    /// Adds parameters to the shards of `base`, with values from `elements`. `shared` is one of the tensors
+    /// of `base`. `None` if `base` has no shards, or if other references to them exist.
     pub(super) fn beside(
         base: &mut Self,
         named: Vec<(String, Vec<i64>)>,
@@ -89,8 +89,8 @@ impl Parameters {
         Ok(Self { shards: Some(Rc::new(shards)), ..Self::from_named(named) })
     }
 
-    /// Calls `read` with every whole parameter in order, in fp32 if they are in shards. All ranks that hold
-    /// shards call it together.
+    /// Calls `read` with every whole parameter in order, in fp32 if they are sharded. All ranks that hold
+    /// shards must call it together.
     ///
     /// # Errors
     /// A rank fails; those of `read`.
@@ -108,7 +108,7 @@ impl Parameters {
         Ok(())
     }
 
-    /// The same parameters, whole and fp32, on this rank; a deep copy if they are in shards.
+    /// The same parameters as whole fp32 tensors on this rank; a deep copy if they are sharded.
     pub(super) fn gathered(self) -> Result<Self, ModelError> {
         if self.shards.is_none() {
             return Ok(self);
@@ -150,7 +150,7 @@ impl Parameters {
         self.position(name).map(|index| &self.tensors[index])
     }
 
-    /// Copies the tensor called `name`, if there is one, into `shared`, and replaces it by that.
+    /// Copies the tensor called `name`, if any, into `shared` and replaces it by `shared`.
     pub(super) fn share(&mut self, name: &str, shared: &Tensor) {
         if let Some(index) = self.position(name) {
             let own = std::mem::replace(&mut self.tensors[index], shared.shallow_clone());
@@ -162,7 +162,7 @@ impl Parameters {
         self.names.binary_search_by(|probe| probe.as_str().cmp(name)).ok()
     }
 
-    /// Whether all values are finite, which loading asks for.
+    /// Whether all values are finite, as loading requires.
     pub(crate) fn are_finite(&self) -> bool {
         self.iter().all(|(name, tensor)| check_finite(name, tensor.detach()).is_ok())
     }
@@ -261,7 +261,8 @@ impl Parameters {
         Ok(Self::from_named(named.into_iter().map(read).collect::<Result<_, ModelError>>()?))
     }
 
-    /// Reads shards of a language model's checkpoint, with a fresh reward head in place of its own.
+    /// Reads shards of a language model's checkpoint, with a fresh reward head in place of the language-model
+    /// head.
     pub(super) fn load_with_fresh_head(
         dir: &Path,
         config: &DecoderConfig,
@@ -276,7 +277,7 @@ impl Parameters {
         })
     }
 
-    /// Takes a language model's parameters over, with a fresh reward head in place of its own.
+    /// Converts a language model's parameters, with a fresh reward head in place of the language-model head.
     pub(super) fn with_fresh_head(self, config: &DecoderConfig, seed: u64) -> Self {
         let device = self.tensors.first().map_or(Device::Cpu, Tensor::device);
         let head = init(config, seed, SCORE, &[1, config.hidden_size]).to_device(device);
@@ -287,14 +288,14 @@ impl Parameters {
     }
 }
 
-/// A range of a tensor's elements, row by row.
+/// A range of a tensor's elements in row-major order.
 pub(super) fn elements_of(tensor: &Tensor, range: &Range<i64>) -> Tensor {
     tensor.reshape([-1]).narrow(0, range.start, range.end - range.start)
 }
 
-/// Refuses NaN and infinity at loading; later they would look like a training that diverged.
+/// Rejects NaN and infinity at loading; later they would look like diverged training.
 fn check_finite(name: &str, tensor: Tensor) -> Result<Tensor, ModelError> {
-    // Both are NaN if any element is; unlike a mask they take no memory.
+    // Both are NaN if any element is. Unlike a mask, they take no memory.
     let (min, max) = tensor.f_aminmax(None, false)?;
     if [min, max].iter().all(|bound| bound.double_value(&[]).is_finite()) {
         return Ok(tensor);
@@ -308,7 +309,7 @@ fn check_finite(name: &str, tensor: Tensor) -> Result<Tensor, ModelError> {
     Err(ModelFilesError::tensor(name, reason).into())
 }
 
-/// Initial values: norms 1, biases 0, matrices normal. A reward model's head starts small, so that first
+/// Initial values: norms 1, biases 0, matrices normal. A reward model's head starts small, so that initial
 /// scores are near 0.
 fn init(config: &DecoderConfig, seed: u64, name: &str, shape: &[i64]) -> Tensor {
     let options = (Kind::Float, Device::Cpu);

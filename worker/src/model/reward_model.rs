@@ -12,11 +12,11 @@ use super::{
     SaveDtype, SavedWeights, Sink,
 };
 
-/// A decoder that gives one score per sequence, at its last token: `…ForSequenceClassification` with one
+/// A decoder that computes one score per sequence, at its last token: `…ForSequenceClassification` with one
 /// label.
 ///
-/// The same as transformers' class, except that the last token is known by length. transformers looks for the
-/// last token that is not `pad_token_id`; see [`RewardModel::save`].
+/// Equal to transformers' class, except that the last token is determined by length. transformers looks for
+/// the last token that is not `pad_token_id`; see [`RewardModel::save`].
 pub type RewardModel = Model<ScoreHead>;
 
 /// The head of a [`RewardModel`].
@@ -40,7 +40,7 @@ impl RewardModel {
         Self::from_language_model_held(dir, seed, device, Holding::Masters)
     }
 
-    /// [`RewardModel::from_language_model`], with parameters held in another way.
+    /// Like [`RewardModel::from_language_model`], with `holding` for the parameters.
     ///
     /// # Errors
     /// As [`RewardModel::from_language_model`].
@@ -58,7 +58,7 @@ impl RewardModel {
         Ok(Self::with_fresh_head(LanguageModel::load_held(dir, device, holding)?, seed))
     }
 
-    /// Takes over a language model's decoder, with a fresh head from `seed`.
+    /// Converts a language model, whose decoder it keeps, with a fresh head from `seed`.
     pub fn with_fresh_head(model: LanguageModel, seed: u64) -> Self {
         let parameters = model.parameters.with_fresh_head(&model.config, seed);
         let mut reward_model = Self::new(model.config, parameters, model.device);
@@ -90,10 +90,10 @@ impl RewardModel {
         self.parameter(SCORE)
     }
 
-    /// Writes config.json and model.safetensors into `dir`, which is created if it does not exist.
+    /// Writes config.json and model.safetensors to `dir`, which is created if it does not exist.
     ///
-    /// `pad` is written as `pad_token_id`. transformers scores a row at its last token other than that one,
-    /// so it must be an id that never occurs in a text.
+    /// `pad` is written as `pad_token_id`. transformers scores a row at its last token other than
+    /// `pad_token_id`, so `pad` must be an id that never occurs in a text.
     ///
     /// # Errors
     /// `pad` is outside the vocabulary, or is a BOS or EOS id; the directory cannot be written.
@@ -101,7 +101,7 @@ impl RewardModel {
         self.save_to(Sink::File, dir, dtype, pad)
     }
 
-    /// [`RewardModel::save`], with the weights written or only hashed.
+    /// Like [`RewardModel::save`], with the weights written or only hashed.
     ///
     /// # Errors
     /// As [`RewardModel::save`].

@@ -1,4 +1,4 @@
-//! RotaryEmbedding position embeddings (Su et al., arXiv 2104.09864) in the half-split layout of Hugging Face
+//! Rotary position embeddings (Su et al., arXiv 2104.09864) in the half-split layout of Hugging Face
 //! checkpoints.
 
 use std::sync::{Mutex, PoisonError};
@@ -9,12 +9,12 @@ use tch::{Device, Kind, Tensor};
 
 use super::{RopeConfig, RopeScaling};
 
-/// A table of cosines and sines that grows when longer sequences come.
+/// A table of cosines and sines that grows with the longest sequence.
 #[derive(Debug)]
 pub(super) struct RotaryEmbedding {
     /// `[head_dim / 2]`, radians per position.
     inv_freq: Tensor,
-    /// Cosines and sines of all positions, as [`RotaryAngles`] has them.
+    /// Cosines and sines of all positions, in the layout of [`RotaryAngles`].
     cos_sin: Mutex<(Tensor, Tensor)>,
 }
 

@@ -1,4 +1,4 @@
-//! Parameters hashed, and saved and hashed in one pass over them.
+//! Hashes parameters, and saves and hashes them in a single pass.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 use super::writer::{self, FORMAT, HostBytes, Pieces, Sink, WeightsFile};
 use super::{ModelError, Parameters, SaveDtype};
 
-/// A model's weights as they were saved.
+/// The digests of a model's saved weights.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SavedWeights {
     /// Size and hash of model.safetensors.
@@ -19,8 +19,8 @@ pub struct SavedWeights {
 }
 
 impl Parameters {
-    /// BLAKE3 in hex over every name, shape and raw fp32 bytes, in order. All ranks that hold shards call it
-    /// together.
+    /// BLAKE3 in hex over every name, shape and raw fp32 bytes, in order. All ranks that hold shards must
+    /// call it together.
     ///
     /// # Errors
     /// A rank fails.
@@ -30,8 +30,8 @@ impl Parameters {
         Ok(hasher.finish())
     }
 
-    /// Writes model.safetensors, and hashes it and the parameters as they are written. All ranks that hold
-    /// shards call it together; each has one unit of them at a time.
+    /// Writes model.safetensors, hashing it and the parameters along the way. All ranks that hold shards must
+    /// call it together; each holds one gathered unit at a time.
     pub(super) fn save(&self, dir: &Path, dtype: SaveDtype, sink: Sink) -> Result<SavedWeights, ModelError> {
         let path = dir.join(SINGLE);
         let shapes = self.iter().map(|(name, tensor)| (name, tensor.size()));
@@ -44,7 +44,7 @@ impl Parameters {
         Ok(SavedWeights { file: file.finish(), parameters_blake3: hasher.finish() })
     }
 
-    /// Rounds all parameters in place to what a file of `dtype` holds of them.
+    /// Rounds all parameters in place to the values that a file of `dtype` stores.
     pub(crate) fn round_to(&self, dtype: SaveDtype) {
         if dtype == SaveDtype::Fp32 {
             return;
@@ -56,7 +56,7 @@ impl Parameters {
         });
     }
 
-    /// Hashes all parameters; `each` gets every piece on the host, and its bytes in fp32.
+    /// Hashes all parameters; `each` receives every piece on the host and its bytes in fp32.
     fn hash_pieces(
         &self,
         hasher: &mut ParametersHasher,

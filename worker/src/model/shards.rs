@@ -1,4 +1,4 @@
-//! Parameters in shards over the ranks of a gang.
+//! Parameters sharded over the ranks of a gang.
 //!
 //! Each rank holds the fp32 masters of its shard of every [unit](super::units). A unit is gathered when it is
 //! used. Norms, a reward model's head and adapters are small: they are sharded too, but stay gathered during
@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 use super::units::{Layout, ShardedUnit, lay_out, layer_unit, narrow, overlap, shard_range, unit_of};
 use super::{ModelError, ModelFilesError, Precision};
 
-/// The place of a rank among those that share a model, and the precision in which it is gathered.
+/// The position of a rank among the ranks that share a model, and the precision of gathered parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShardPlacement {
     pub rank: usize,
@@ -23,7 +23,7 @@ pub struct ShardPlacement {
     pub precision: Precision,
 }
 
-/// Gives the elements of a parameter in a range, flattened: fp32, on any device.
+/// Returns the elements of a parameter in a range, flattened: fp32, on any device.
 pub(super) type Elements<'a> = &'a mut dyn FnMut(&str, Range<i64>) -> Result<Tensor, ModelError>;
 
 /// All units of a model.
@@ -109,7 +109,7 @@ impl Shards {
         self.units.iter().position(|candidate| candidate.name() == unit)
     }
 
-    /// The numbers of the units that a forward pass of `layers` layers gathers in turn.
+    /// The indices of the units that a forward pass of `layers` layers gathers in turn.
     pub(super) fn decoder(&self, layers: i64) -> Option<DecoderShards> {
         Some(DecoderShards {
             store: self.store.clone(),
@@ -118,7 +118,7 @@ impl Shards {
         })
     }
 
-    /// Gathers the unit of a parameter, until another one is gathered.
+    /// Gathers the unit of a parameter. It stays gathered until another one is gathered.
     pub(super) fn gather(&self, parameter: &str) -> Result<(), ModelError> {
         match self.position(&unit_of(parameter).0) {
             Some(unit) => Ok(self.store.gather(unit, None)?),
@@ -126,7 +126,7 @@ impl Shards {
         }
     }
 
-    /// Changes this rank's elements of a parameter in place: `change` gets them, and their range in the
+    /// Changes this rank's elements of a parameter in place: `change` receives them and their range in the
     /// flattened parameter.
     pub(super) fn change(&self, parameter: &str, change: impl FnOnce(&mut Tensor, Range<i64>)) {
         for unit in &self.units {
@@ -146,7 +146,7 @@ impl Shards {
         shard_range(unit.elements(), self.placement.rank, self.placement.world)
     }
 
-    /// Reads whole parameters one after the other; all ranks read the same ones in the same order.
+    /// Reads whole parameters one after the other. All ranks must read the same ones in the same order.
     pub(super) fn reader(&self) -> ShardReader<'_> {
         ShardReader { shards: self, gathered: RefCell::default() }
     }
@@ -161,7 +161,7 @@ pub(super) struct DecoderShards {
 }
 
 impl DecoderShards {
-    /// Gathers the embeddings, and begins with the first layer.
+    /// Gathers the embeddings and starts to gather the first layer.
     pub(super) fn gather_embeddings(&self) -> Result<(), ModelError> {
         Ok(self.store.gather(self.embeddings, self.layers.first().copied())?)
     }
@@ -170,13 +170,13 @@ impl DecoderShards {
         layer.checked_sub(1).and_then(|layer| self.layers.get(layer)).copied()
     }
 
-    /// Gathers a layer in a forward pass, and begins with the next one.
+    /// Gathers a layer in a forward pass and starts to gather the next one.
     pub(super) fn gather(&self, layer: usize) -> Result<(), ModelError> {
         Ok(self.store.gather(self.layers[layer], self.layers.get(layer + 1).copied())?)
     }
 
-    /// Gathers a layer in a checkpointed computation, and begins with the layer that comes after it: when
-    /// backward runs the computation again, that is the one before.
+    /// Gathers a layer in a checkpointed computation and starts to gather the layer to be computed next. When
+    /// backward repeats the computation, that is the preceding layer.
     pub(super) fn gather_recomputed(&self, layer: usize) -> Result<(), ModelError> {
         if !foil_torch::autograd::grad_enabled() {
             return self.gather(layer);
@@ -184,7 +184,7 @@ impl DecoderShards {
         Ok(self.store.gather(self.layers[layer], self.before(layer))?)
     }
 
-    /// The results of a layer, for whose backward pass it is gathered again.
+    /// Wraps the results of a layer so that its backward pass gathers the layer again.
     pub(super) fn gather_in_backward(
         &self,
         layer: usize,
@@ -194,7 +194,8 @@ impl DecoderShards {
     }
 }
 
-/// Gathers units in fp32 as their parameters are read; holds one at a time, and the resident ones.
+/// Gathers units in fp32 as their parameters are read. Holds one unit at a time in addition to the resident
+/// ones.
 pub(super) struct ShardReader<'a> {
     shards: &'a Shards,
     gathered: RefCell<Vec<(usize, Tensor)>>,

@@ -1,8 +1,8 @@
-//! Units: the parameters that ranks gather, or whose gradients they sum, together.
+//! Units: groups of parameters that ranks gather together, or whose gradients they sum together.
 //!
 //! A unit is a decoder layer's matrices and biases, the embeddings, the language-model head, all norms, a
-//! reward model's head, or an adapter. Its parameters, flattened one after the other, are cut into shards of
-//! equal length, one for each rank.
+//! reward model's head, or an adapter. Its parameters are flattened and concatenated, then split into shards
+//! of equal length, one for each rank.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -14,32 +14,32 @@ use tch::Tensor;
 
 use super::{ModelError, ModelFilesError, Parameters};
 
-/// A parameter begins at a multiple of this many elements of its unit, so that kernels find it aligned.
+/// Each parameter begins at a multiple of this many elements of its unit, so that kernels find it aligned.
 const ALIGNMENT: i64 = 64;
 
 /// Names and shapes of parameters.
 type Shapes = Vec<(String, Vec<i64>)>;
 
-/// A unit's parameters before they have memory.
+/// A unit's parameters before memory is allocated.
 pub(super) struct Layout {
     pub(super) name: String,
-    /// The decoder layer that the unit is; `None` for others.
+    /// The decoder layer of the unit; `None` for other units.
     layer: Option<i64>,
-    /// Small, and gathered during a whole step.
+    /// Whether the unit is small and stays gathered during a whole step.
     pub(super) resident: bool,
-    /// Fp32 in any precision.
+    /// Whether the unit is fp32 in any precision.
     pub(super) fp32: bool,
     pub(super) places: Vec<Place>,
-    /// Elements of all parameters and of the gaps between them.
+    /// Number of elements of all parameters and of the gaps between them.
     pub(super) elements: i64,
 }
 
-/// A parameter's place in its unit.
+/// A parameter's position in its unit.
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) name: String,
     pub(super) shape: Vec<i64>,
-    /// Its first element among the unit's.
+    /// Index of its first element in the unit.
     pub(super) offset: i64,
 }
 
@@ -47,7 +47,7 @@ pub(super) struct Place {
 #[derive(Debug)]
 pub struct ShardedUnit {
     name: String,
-    /// Its whole parameters; with FSDP, they have values while they are gathered.
+    /// Its whole parameters. With FSDP, they have values only while they are gathered.
     members: Vec<(Place, Tensor)>,
     elements: i64,
     /// `[ceil(elements / world)]`, fp32.
@@ -56,7 +56,7 @@ pub struct ShardedUnit {
 }
 
 impl Place {
-    /// Its elements among the unit's.
+    /// The range of its elements in the unit.
     pub(super) fn range(&self) -> Range<i64> {
         self.offset..self.offset + element_count(&self.shape)
     }
@@ -66,7 +66,7 @@ fn element_count(shape: &[i64]) -> i64 {
     shape.iter().product()
 }
 
-/// A unit's name, and whether it is resident and fp32 in any precision.
+/// A unit's name, whether it is resident, and whether it is fp32 in any precision.
 pub(super) fn unit_of(parameter: &str) -> (String, bool, bool) {
     if parameter.contains("lora_") {
         return ("adapter".to_owned(), true, false);
@@ -101,13 +101,13 @@ fn shard_length(elements: i64, world: usize) -> i64 {
     (elements as usize).div_ceil(world) as i64
 }
 
-/// The elements that both ranges have; empty if there are none.
+/// The intersection of both ranges; empty if they do not overlap.
 pub(crate) fn overlap(a: &Range<i64>, b: &Range<i64>) -> Range<i64> {
     let start = a.start.max(b.start);
     start..a.end.min(b.end).max(start)
 }
 
-/// The part of `tensor`, which begins at element `start`, in `range`.
+/// The part of `tensor` within `range`; `tensor` begins at element `start`.
 pub(super) fn narrow(tensor: &Tensor, range: &Range<i64>, start: i64) -> Tensor {
     tensor.narrow(0, range.start - start, range.end - range.start)
 }
@@ -125,7 +125,7 @@ pub(super) fn lay_out(named: Shapes) -> Vec<Layout> {
 
 impl Layout {
     fn new(name: String, layer: Option<i64>, mut parameters: Shapes) -> Self {
-        // Matrices before vectors: what decays lies together.
+        // Matrices before vectors, so that parameters with weight decay are contiguous.
         parameters.sort_by(|(a, x), (b, y)| (y.len(), a).cmp(&(x.len(), b)));
         let (_, resident, fp32) = unit_of(&parameters[0].0);
         let mut elements = 0;
@@ -138,11 +138,11 @@ impl Layout {
         Self { name, layer, resident, fp32, places, elements }
     }
 
-    /// Sorts units by when a backward pass has all of their gradients.
+    /// Sorts units by when a backward pass completes their gradients.
     fn backward_order(&self) -> (u8, Reverse<Option<i64>>) {
         let group = match self.name.as_str() {
             "lm_head" | "score" => 0,
-            // The lowest layer's come last.
+            // The gradients of the lowest layer's norms and adapters come last.
             "norms" | "adapter" => 2,
             "embed_tokens" => 3,
             _ => 1,
@@ -190,7 +190,7 @@ impl ShardedUnit {
         &self.name
     }
 
-    /// Elements of all its parameters and of the gaps between them.
+    /// Number of elements of all its parameters and of the gaps between them.
     pub fn elements(&self) -> i64 {
         self.elements
     }

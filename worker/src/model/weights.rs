@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 
 use super::ModelError;
 
-/// Reads the tensors of [`WeightFiles`] one at a time, so that a model is never twice in memory.
+/// Reads the tensors of [`WeightFiles`] one at a time, so that memory never holds a model twice.
 #[derive(Debug, Default)]
 pub(crate) struct Checkpoint {
     files: WeightFiles,
@@ -50,7 +50,7 @@ impl Checkpoint {
         Ok(self.read_elements(name, 0..elements)?.view(entry.shape.as_slice()))
     }
 
-    /// Reads a range of a tensor's elements, row by row, as fp32 on the CPU: `[elements]`.
+    /// Reads a range of a tensor's elements in row-major order, as fp32 on the CPU: `[elements]`.
     pub(crate) fn read_elements(&self, name: &str, range: Range<i64>) -> Result<Tensor, ModelError> {
         let wrong = |reason: String| ModelFilesError::tensor(name, reason);
         let Some(entry) = self.files.get(name) else {

@@ -1,4 +1,4 @@
-//! Writing safetensors files, which are hashed as they are written.
+//! Writes safetensors files and hashes them as they are written.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -15,9 +15,9 @@ use tch::{Device, Kind, Tensor};
 
 use super::ModelError;
 
-/// Elements of a piece, which fits a processor's cache.
+/// Number of elements of a piece, which fits in a processor's cache.
 const PIECE: usize = 1 << 20;
-/// transformers refuses a file whose metadata does not name its framework.
+/// transformers rejects a file whose metadata does not name its framework.
 pub(super) const FORMAT: (&str, &str) = ("format", "pt");
 /// The format's maximum length of a header in bytes, and its alignment.
 const MAX_HEADER: usize = 100_000_000;
@@ -31,17 +31,17 @@ pub(super) fn kind(dtype: SaveDtype) -> Kind {
     }
 }
 
-/// Where the bytes of a file go.
+/// The destination of a file's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sink {
-    /// Into the file.
+    /// The file.
     File,
-    /// Nowhere, but they are hashed: another rank of this machine writes the same file.
+    /// Nowhere; the bytes are only hashed, because another rank of this machine writes the same file.
     Nowhere,
 }
 
-/// A safetensors file whose header is written, and whose tensors are appended in turn. A file that is not
-/// finished is removed.
+/// A safetensors file whose header has been written and whose tensors are appended in turn. An unfinished
+/// file is removed.
 pub(crate) struct WeightsFile {
     path: PathBuf,
     sink: Sink,
@@ -51,8 +51,8 @@ pub(crate) struct WeightsFile {
 }
 
 impl WeightsFile {
-    /// Begins a file of tensors, given by name and shape in the order in which they follow, with a single
-    /// entry of metadata, so that the order of a HashMap cannot change its bytes.
+    /// Begins a file of tensors, given by name and shape in file order. The metadata has a single entry, so
+    /// that the order of a HashMap cannot change the file's bytes.
     pub(crate) fn create<'a>(
         (path, sink): (&Path, Sink),
         tensors: impl Iterator<Item = (&'a str, Vec<i64>)>,
@@ -63,7 +63,7 @@ impl WeightsFile {
             .map_err(|reason| ModelFilesError::Weights { path: path.to_owned(), reason })?;
         let file = match sink {
             Sink::File => File::create(path),
-            // Written bytes are how a thread's progress is seen.
+            // Writes to /dev/null, since a thread's progress is measured in written bytes.
             Sink::Nowhere => File::options().write(true).open("/dev/null"),
         };
         let file = file.map_err(ModelError::write(path))?;
@@ -80,7 +80,7 @@ impl WeightsFile {
         self.file.write_all(bytes).map_err(ModelError::write(&self.path))
     }
 
-    /// The size and the hash of the file, which is complete.
+    /// Completes the file and returns its size and hash.
     pub(crate) fn finish(mut self) -> Digest {
         self.is_finished = true;
         Digest { size: self.hasher.count(), blake3: self.hasher.finalize().to_hex().to_string() }
@@ -90,7 +90,7 @@ impl WeightsFile {
 impl Drop for WeightsFile {
     fn drop(&mut self) {
         if !self.is_finished && self.sink == Sink::File {
-            // The error that made it incomplete is reported.
+            // The error that made it incomplete is reported already.
             let _ = std::fs::remove_file(&self.path);
         }
     }
@@ -128,7 +128,7 @@ fn header<'a>(
     Ok(header)
 }
 
-/// Memory for the bytes of pieces, one after the other.
+/// A reusable buffer for the bytes of pieces.
 #[derive(Default)]
 pub(crate) struct HostBytes(Vec<u8>);
 
@@ -141,13 +141,14 @@ impl HostBytes {
     }
 }
 
-/// Reads tensors piece by piece on the host. From a GPU, the next piece is copied while one is used.
+/// Reads tensors piece by piece on the host. From a GPU, the next piece is copied while the current one is
+/// used.
 pub(crate) struct Pieces {
     staging: Option<(Downloads, [Tensor; 2])>,
 }
 
 impl Pieces {
-    /// A hasher of tensors on `device`.
+    /// A reader of tensors on `device`.
     pub(crate) fn on(device: Device) -> Result<Self, ModelError> {
         let buffer = || host_buffer(PIECE as i64, device);
         let staging = match device {
@@ -157,7 +158,8 @@ impl Pieces {
         Ok(Self { staging })
     }
 
-    /// Calls `take` with all elements of the tensor, row by row, as fp32 on the CPU: `[at most PIECE]`.
+    /// Calls `take` with all elements of the tensor in row-major order, as fp32 on the CPU: `[at most
+    /// PIECE]`.
     pub(crate) fn each(
         &self,
         tensor: &Tensor,
@@ -185,7 +187,7 @@ impl Pieces {
     }
 }
 
-/// Writes a safetensors file of tensors that this rank has whole. The same tensors give the same bytes.
+/// Writes a safetensors file of whole tensors on this rank. The same tensors give the same bytes.
 pub(super) fn write<'a>(
     path: &Path,
     tensors: impl Iterator<Item = (&'a str, &'a Tensor)>,

@@ -1,11 +1,10 @@
-//! Advantages of a prompt's completions relative to each other, from rewards only, without a value model.
+//! Advantages of a prompt's completions relative to each other, computed from rewards without a value model.
 
 /// Avoids a division by zero if all rewards are equal; TRL's value.
 const DEVIATION_FLOOR: f64 = 1e-4;
 
 /// Advantages of GRPO (Shao et al., arXiv 2402.03300, §4.1.2): rewards minus their mean, divided by their
-/// standard deviation (with Bessel's correction, plus 1e-4). 0 if all rewards are equal, and for a single
-/// one.
+/// standard deviation (with Bessel's correction, plus 1e-4). 0 if all rewards are equal or there is only one.
 pub fn group_advantages(rewards: &[f64]) -> Vec<f64> {
     let centered = centered(rewards);
     let scatter = centered.iter().map(|advantage| advantage.powi(2)).sum::<f64>();
@@ -20,7 +19,7 @@ pub fn centered(rewards: &[f64]) -> Vec<f64> {
 }
 
 /// Advantages of RLOO (Ahmadian et al., arXiv 2402.14740, §2.3): each reward minus the mean of the *others*.
-/// 0 for a single one.
+/// 0 for a single reward.
 pub fn leave_one_out(rewards: &[f64]) -> Vec<f64> {
     let others = (rewards.len() as f64 - 1.0).max(1.0);
     let sum = rewards.iter().sum::<f64>();
@@ -28,8 +27,8 @@ pub fn leave_one_out(rewards: &[f64]) -> Vec<f64> {
     rewards.iter().map(|reward| if is_single { 0.0 } else { reward - (sum - reward) / others }).collect()
 }
 
-/// Rewards minus `beta` · Σ over a completion's tokens of log π_old − log π_ref: RLOO's KL penalty, which is
-/// part of the reward from which baselines are computed. Log-probabilities are `[tokens]` for each
+/// Rewards minus `beta` · Σ over a completion's tokens of log π_old − log π_ref. This is RLOO's KL penalty,
+/// which is part of the reward from which baselines are computed. Log-probabilities are `[tokens]` for each
 /// completion.
 pub fn penalized_rewards(
     rewards: &[f64],

@@ -1,4 +1,4 @@
-//! Metrics of a loss: sums over its rows, which the trainer adds up over micro-batches and ranks.
+//! Metrics of a loss: sums over its rows, which the trainer accumulates over micro-batches and ranks.
 
 use tch::{Device, Kind, Tensor};
 
@@ -12,9 +12,9 @@ pub struct Metric {
 /// The denominator of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MeanOver {
-    /// The loss's denominator: the weights of the global batch's rows.
+    /// The loss's denominator: the total weight of the global batch's rows.
     Weight,
-    /// The pairs or completions of the global batch.
+    /// The number of pairs or completions in the global batch.
     Items,
 }
 
@@ -50,7 +50,7 @@ impl MetricSums {
         Self { names: scalars.map(|(name, _)| name).into(), sums: Tensor::cat(&all, 0) }
     }
 
-    /// Adds the sums of other rows; the metrics are the same.
+    /// Adds the sums of other rows, which must have the same metrics.
     pub fn add(&mut self, other: &Self) {
         debug_assert_eq!(self.names, other.names, "a loss returns the metrics it declares");
         tch::no_grad(|| self.sums += &other.sums);

@@ -1,4 +1,4 @@
-//! Objectives for rewards and policies against TRL's trainers, and against formulas, in fp64
+//! Compares objectives for rewards and policies with TRL's trainers and with formulas, in fp64
 //! (scripts/fixtures/objectives.py).
 
 use foil_common::spec::{BradleyTerry, ImportanceSampling, Pairing, Reduction};
@@ -38,7 +38,7 @@ fn completions(value: &Value) -> Vec<Tensor> {
     value.as_array().unwrap().iter().map(leaf).collect()
 }
 
-/// The cases of one oracle; there is one at least.
+/// The cases of one oracle, at least one.
 fn cases<'a>(cases: &'a Value, oracle: &str) -> Vec<&'a Value> {
     let found: Vec<&Value> =
         cases.as_array().unwrap().iter().filter(|case| case["oracle"] == oracle).collect();
@@ -55,7 +55,7 @@ fn assert_all_near(found: &[f64], expected: &[f64]) {
     found.iter().zip(expected).for_each(|(found, expected)| assert_near(*found, *expected));
 }
 
-/// The oracle's loss is a mean over `rows`, ours a sum; likewise the gradients.
+/// The oracle's loss is a mean over `rows`, Foil's a sum; the same holds for the gradients.
 fn assert_loss(loss: &Tensor, leaves: &[Tensor], case: &Value, rows: f64, expected: &[Vec<f64>]) {
     assert_near(loss.double_value(&[]) / rows, number(case, "loss"));
     let gradients = Tensor::run_backward(&[loss / rows], leaves, false, false);
@@ -116,7 +116,7 @@ fn reduction(case: &Value, field: &str) -> Reduction {
     if case[field] == "mean" { Reduction::Mean } else { Reduction::Sum }
 }
 
-/// The fixture's first half of completions is chosen, the other half rejected.
+/// The first half of the fixture's completions is chosen, the other half rejected.
 fn check_preferences(oracle: &str) {
     for case in cases(&policies_fixture()["preferences"], oracle) {
         let (policy, reference) = (completions(&case["policy"]), completions(&case["reference"]));
@@ -144,7 +144,7 @@ fn oracle_openrlhf_dpo_loss_label_smoothing_and_summed_ipo() {
     check_preferences("open_rlhf");
 }
 
-/// The fixture's first half of completions is chosen, the other half rejected.
+/// The first half of the fixture's completions is chosen, the other half rejected.
 #[test]
 fn oracle_trl_cpo_trainer_simpo() {
     for case in cases(&policies_fixture()["simpo"], "trl") {
@@ -170,7 +170,7 @@ fn oracle_formula_rrhf() {
     }
 }
 
-/// Log-probabilities in fp64, as a single-precision artifact could not hold them.
+/// Log-probabilities in fp64, which a single-precision artifact could not hold.
 fn detached(value: &Value) -> Vec<Tensor> {
     completions(value).iter().map(Tensor::detach).collect()
 }

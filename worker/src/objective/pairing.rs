@@ -3,8 +3,8 @@
 pub use foil_common::selection::{Preference, pairs};
 use tch::{Device, Tensor};
 
-/// The two sides of pairs, as indices on the policy's device: made once, since a copy from the host in every
-/// step would wait for the device.
+/// The two sides of pairs, as indices on the policy's device. They are created once, since a copy from the
+/// host in every step would wait for the device.
 #[derive(Debug)]
 pub struct Sides {
     /// `[pairs]`, int64, like `rejected`.
@@ -21,8 +21,8 @@ impl Sides {
         Self { chosen: side(|pair| pair.chosen), rejected: side(|pair| pair.rejected) }
     }
 
-    /// From a value for each completion, `[completions]`, those of the pairs' chosen and rejected ones,
-    /// `[pairs]` each.
+    /// Selects from a value for each completion, `[completions]`, the values of the pairs' chosen and
+    /// rejected completions, `[pairs]` each.
     ///
     /// # Panics
     /// An index beyond the completions.

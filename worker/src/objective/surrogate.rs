@@ -1,29 +1,29 @@
 //! Clipped surrogates of policy gradients.
 //!
-//! The policy is moved along the advantages by the ratio of its own probabilities to those of the policy that
-//! generated the completions, clipped as in PPO (Schulman et al., arXiv 1707.06347, Eq. 7), since several
-//! steps pass between generating and training.
+//! The policy moves along the advantages, weighted by the ratio of its own probabilities to those of the
+//! policy that generated the completions. The ratio is clipped as in PPO (Schulman et al., arXiv 1707.06347,
+//! Eq. 7), since several steps pass between generation and training.
 
 use foil_common::spec::ImportanceSampling;
 use tch::{Tensor, no_grad};
 
 use super::accumulation_kind;
 
-/// One prompt's completions as a policy gradient sees them; all three fields run over the completions.
+/// One prompt's completions for a policy gradient. All three fields are indexed by completion.
 #[derive(Debug, Clone, Copy)]
 pub struct Rollouts<'a> {
-    /// Log-probabilities of the policy in training, token by token, `[tokens]` each.
+    /// Log-probabilities per token under the policy in training, `[tokens]` each.
     pub log_probs: &'a [Tensor],
-    /// Those of the policy that generated the completions, without a gradient.
+    /// Log-probabilities under the policy that generated the completions, without a gradient.
     pub old_log_probs: &'a [Tensor],
     pub advantages: &'a [f64],
 }
 
-/// A clipped surrogate loss; both scalars.
+/// A clipped surrogate loss. Both fields are scalars.
 #[derive(Debug)]
 pub struct SurrogateLoss {
     pub loss: Tensor,
-    /// Completions whose ratio is clipped; a completion counts by the fraction of its ratios that are.
+    /// The number of clipped completions; each counts by the fraction of its ratios that are clipped.
     /// Without a gradient.
     pub clipped: Tensor,
 }
@@ -37,9 +37,9 @@ pub enum Denominator {
     Constant(f64),
 }
 
-/// Σ over completions and their tokens of −min(ρ·A, clip(ρ, 1 − ε, 1 + ε)·A) / `denominator`, with A the
-/// completion's advantage and ρ = π / π_old of the token or, by `level`, its geometric mean over the
-/// completion (Zheng et al., arXiv 2507.18071, Eq. 7). In fp32 (fp64 for fp64 log-probabilities).
+/// Σ over completions and their tokens of −min(ρ·A, clip(ρ, 1 − ε, 1 + ε)·A) / `denominator`, where A is the
+/// completion's advantage and ρ is π / π_old of the token or, depending on `level`, its geometric mean over
+/// the completion (Zheng et al., arXiv 2507.18071, Eq. 7). In fp32 (fp64 for fp64 log-probabilities).
 pub fn token_surrogate(
     rollouts: &Rollouts<'_>,
     epsilon: f64,
@@ -81,8 +81,8 @@ fn clipped_surrogate(ratio: &Tensor, advantages: &Tensor, weights: &Tensor, epsi
 }
 
 /// Σ over completions and their tokens of the estimate π_ref/π − log(π_ref/π) − 1 of KL(π ‖ π_ref), which is
-/// never negative (Schulman's k₃; arXiv 2402.03300, Eq. 4), over `denominator`. Log-probabilities token by
-/// token, `[tokens]` each; the reference's carry no gradient.
+/// never negative (Schulman's k₃; arXiv 2402.03300, Eq. 4), over `denominator`. Log-probabilities are per
+/// token, `[tokens]` each; the reference has no gradient.
 pub fn kl_estimate(log_probs: &[Tensor], ref_log_probs: &[Tensor], denominator: Denominator) -> Tensor {
     let (lengths, log_probs) = (lengths(log_probs), flat(log_probs)); // [tokens]
     let log_ratio = flat(ref_log_probs) - &log_probs;
@@ -90,7 +90,7 @@ pub fn kl_estimate(log_probs: &[Tensor], ref_log_probs: &[Tensor], denominator: 
     (estimates * token_weights(&lengths, denominator, &log_probs)).sum(log_probs.kind())
 }
 
-/// All completions' tokens one after another, `[tokens]`.
+/// All completions' tokens concatenated, `[tokens]`.
 fn flat(completions: &[Tensor]) -> Tensor {
     let all = Tensor::cat(completions, 0);
     all.to_kind(accumulation_kind(all.kind()))
@@ -109,16 +109,16 @@ fn token_weights(lengths: &[i64], denominator: Denominator, like: &Tensor) -> Te
     per_token(lengths, lengths.iter().map(weight), like)
 }
 
-/// `[tokens]`: at each token the mean over its completion.
+/// `[tokens]`: the mean over its completion, at each token.
 fn token_means(per_token: &Tensor, lengths: &[i64]) -> Tensor {
     let means = per_token.split_with_sizes(lengths, 0).into_iter().zip(lengths);
     let means = means.map(|(tokens, &length)| tokens.mean(tokens.kind()).expand([length], true));
     Tensor::cat(&means.collect::<Vec<_>>(), 0)
 }
 
-/// `[tokens]`: each completion's value, repeated for each of its tokens; kind and device of `like`.
+/// `[tokens]`: each completion's value, repeated for each of its tokens, with the kind and device of `like`.
 fn per_token(lengths: &[i64], values: impl Iterator<Item = f64>, like: &Tensor) -> Tensor {
-    // Values that travel with a kernel's launch: a copy from the host would wait for the device.
+    // These values travel with a kernel's launch: a copy from the host would wait for the device.
     let options = (like.kind(), like.device());
     let repeated = lengths.iter().zip(values).map(|(&length, value)| Tensor::full([length], value, options));
     Tensor::cat(&repeated.collect::<Vec<_>>(), 0)
@@ -169,8 +169,8 @@ mod tests {
         assert_eq!(sequence_surrogate(&rollouts, 0.2).clipped.double_value(&[]), 1.0);
         let found = Tensor::run_backward(&[surrogate.loss], &policy, false, false);
         let gradient: Vec<f64> = found.iter().map(|tokens| tokens.double_value(&[0])).collect();
-        // Up, and already up: clipped. Down, though it has gone up: surrogate. Up, though it has gone down:
-        // surrogate.
+        // A positive advantage with a ratio that is already up is clipped. If the advantage and the ratio
+        // have opposite directions, the surrogate applies.
         assert_eq!(gradient[0], 0.0);
         assert!((gradient[1] - 0.5f64.exp()).abs() < 1e-12);
         assert!((gradient[2] + (-0.5f64).exp()).abs() < 1e-12);

@@ -1,4 +1,4 @@
-//! Losses, log-probabilities and divergences against PyTorch in fp64 (scripts/fixtures/train.py).
+//! Compares losses, log-probabilities and divergences with PyTorch in fp64 (scripts/fixtures/train.py).
 
 use foil_common::spec::BradleyTerry;
 use serde_json::Value;

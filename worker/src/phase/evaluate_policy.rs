@@ -63,7 +63,7 @@ pub(super) fn run(
     Ok(ChunkOutput { bytes: batch.encode_to_vec(), moments, calibration: None })
 }
 
-/// Fills in the rewards of the policy's completions and of the baselines', all by the same reward model.
+/// Fills in the rewards of the policy's completions and of the baselines', all from the same reward model.
 fn fill_rewards(
     context: &mut TaskContext,
     reward_model: &Artifact,
@@ -95,8 +95,9 @@ fn fill_rewards(
     Ok(())
 }
 
-/// The exact KL(π ‖ π_ref) along completions sampled at temperature 1 without filters, on the data set's
-/// first `evaluation.kl_prompts` rows. If evaluation itself samples that way, its completions are used.
+/// The exact KL(π ‖ π_ref) along completions sampled at temperature 1 without filters, on the first
+/// `evaluation.kl_prompts` rows of the data set. If evaluation itself samples that way, its completions are
+/// reused.
 fn fill_kl(
     context: &mut TaskContext,
     task: &ChunkTask,
@@ -146,7 +147,7 @@ fn fill_kl(
     Ok(())
 }
 
-/// The divergence along each row's completion.
+/// The divergence along the completion of each row.
 fn divergences(
     context: &TaskContext,
     policy: &Policy,

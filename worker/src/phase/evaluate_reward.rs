@@ -54,7 +54,7 @@ pub(super) fn run(
     Ok(ChunkOutput { bytes: scored.encode_to_vec(), moments, calibration: Some(metrics.calibration()) })
 }
 
-/// Accuracy on the parts of benchmarks that pairs belong to.
+/// Accuracy on each benchmark part that pairs belong to.
 fn by_group(comparisons: &[EncodedComparison], scores: &[Vec<f64>]) -> Vec<MomentsRecord> {
     let mut groups: BTreeMap<&str, ClusteredMoments> = BTreeMap::new();
     for (comparison, scores) in comparisons.iter().zip(scores) {
@@ -71,8 +71,8 @@ fn by_group(comparisons: &[EncodedComparison], scores: &[Vec<f64>]) -> Vec<Momen
     groups.into_iter().map(named).collect()
 }
 
-/// If accuracy on human pairs selects the best round: accuracy on the half used for selection and on the half
-/// reported.
+/// Accuracy on the half used for selection and on the half reported, if accuracy on human pairs selects the
+/// best round.
 fn halves(
     context: &TaskContext,
     work: &EvaluateReward,

@@ -30,7 +30,7 @@ pub(super) fn run(
     completions::fill_gold(&context.job, &prompts, &mut samples, work.samples);
 
     let mut metrics = completions::metrics(&samples);
-    // Equal completions give no training signal: none of them is better or worse.
+    // Equal completions give no training signal: none is better or worse.
     let duplicates =
         evaluate::duplicates(samples.iter().map(|sample| (sample.prompt_id, sample.tokens.as_slice())));
     for is_duplicate in duplicates {

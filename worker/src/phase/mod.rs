@@ -1,8 +1,8 @@
-//! The phases as a rank executes them, one file each; [`support`] holds what they share.
+//! The phases as a rank executes them, one file each; [`support`] contains what they share.
 //!
 //! A chunk of a map phase reads rows and returns a [`ChunkOutput`], which is uploaded and reported. A gang
-//! phase reads all its rows, trains together with the other ranks, and rank 0 uploads the model. Both run in
-//! the rank's [`TaskContext`].
+//! phase reads all its rows and trains together with the other ranks, and rank 0 uploads the model. Both run
+//! in the rank's [`TaskContext`].
 
 mod evaluate_policy;
 mod evaluate_reward;
@@ -39,15 +39,15 @@ use crate::task_io::stop::{BusyGuard, StopSignal};
 
 pub use self::support::error::{Failure, PhaseError};
 
-/// The rank within its attempt.
+/// The identity and settings of the rank in its attempt.
 #[derive(Debug)]
 pub struct RankContext {
     pub device: Device,
-    /// Bytes of memory that it has for tensors; 0 if that is not known.
+    /// Bytes of memory available for tensors; 0 if unknown.
     pub memory: u64,
     /// Address at which other ranks reach this one.
     pub address: String,
-    /// Ports at which it listens for them.
+    /// Ports at which it listens for other ranks.
     pub ports: PortRange,
     pub attempt: u32,
     /// Rank 0's address, sent for each gang.
@@ -66,11 +66,12 @@ pub struct TaskContext {
     reports: Reporter,
     /// The phase whose models are resident.
     phase: String,
-    /// Whether all of them stay so; `None` until that is decided.
+    /// Whether all of them stay resident; `None` until that is decided.
     together: Option<bool>,
-    /// The gang that a phase has trained in, while it still reads the shards of its model.
+    /// The gang in which a phase has trained, kept while it still reads the shards of its model.
     gang: Option<Gang>,
-    /// Held from a gang phase's first step until its model is delivered, while a stop would lose work.
+    /// Held from a gang phase's first step until its model is delivered, since a stop in between would lose
+    /// work.
     busy: Option<BusyGuard>,
 }
 
@@ -144,7 +145,7 @@ impl TaskContext {
     }
 
     fn train_and_deliver(&mut self, task: &GangTask) -> Result<(), PhaseError> {
-        // It takes the model that it trains, if that is resident and whole: shards are read from files.
+        // Training takes over its start model if that is resident and whole. Shards are read from files.
         let start = (self.keeps_masters()).then(|| task.work.start());
         self.begin_task(&task.phase, 0, start.as_slice(), task.trace);
         self.check_disk_for_gang(task)?;
@@ -157,7 +158,7 @@ impl TaskContext {
         self.deliver(task, trained)
     }
 
-    /// Begins a task and frees models and objects that it does not need.
+    /// Begins a task and frees the models and objects that it does not need.
     fn begin_task(&mut self, phase: &Phase, chunk: u32, models: &[&Artifact], trace: Option<TraceContext>) {
         self.reports.begin_task(&phase.name, chunk, trace);
         if self.phase == phase.name {
@@ -180,7 +181,7 @@ impl TaskContext {
         models.reward_models.get(&mut loader, artifact, |loader| loader.reward_model(artifact))
     }
 
-    /// A policy for `task` to train, which is not resident from here on.
+    /// A policy for `task` to train. Afterwards it is not resident.
     fn policy_to_train(&mut self, task: &GangTask, start: &Artifact) -> Result<Policy, PhaseError> {
         let (mut loader, models) = self.loader_of(Holding::Masters);
         let resident = models.policies.take(&mut loader, start)?;
@@ -188,7 +189,7 @@ impl TaskContext {
         resident.map_or_else(|| self.loader(task).policy(start), Ok)
     }
 
-    /// A reward model for `task` to train, which is not resident from here on.
+    /// A reward model for `task` to train. Afterwards it is not resident.
     fn reward_model_to_train(
         &mut self,
         task: &GangTask,
@@ -216,8 +217,8 @@ impl TaskContext {
         self.loader_of(holding).0
     }
 
-    /// A loader for models that are only read. With `fsdp` they are held in the compute precision, and those
-    /// other than `needed` are freed unless someone still uses them, or there is room for all.
+    /// A loader for models that are only read. With `fsdp` they are held in the compute precision, and models
+    /// other than `needed` are freed unless they are in use or all fit.
     fn loader_and_models(&mut self, needed: &Artifact) -> (Loader<'_>, &mut Models) {
         if self.keeps_masters() {
             return self.loader_of(Holding::Masters);
@@ -233,7 +234,7 @@ impl TaskContext {
         (Loader { job, device: rank.device, holding, cache, encoders, reports }, models)
     }
 
-    /// Whether models that are only read are held as training holds them.
+    /// Whether models that are only read are held in the same form as for training.
     fn keeps_masters(&self) -> bool {
         self.job.resources.sharding != Sharding::Fsdp
     }
@@ -250,9 +251,9 @@ impl TaskContext {
     }
 }
 
-/// Gives memory that the phase before left in the allocator's cache back to the device.
+/// Returns memory that the previous phase left in the allocator's cache to the device.
 fn release_cached_memory() {
-    // A phase can do without; a device that is broken fails at its next use.
+    // A phase can continue without it. A broken device fails at its next use.
     if let Err(error) = foil_torch::device_memory::release_cached() {
         tracing::warn!(%error, "cannot release cached memory");
     }
@@ -267,7 +268,7 @@ impl Metrics {
         self.0.entry(name.to_owned()).or_default().push(value);
     }
 
-    /// Adds the metrics of `other`, which have other names.
+    /// Adds the metrics of `other`, whose names must differ.
     fn extend(&mut self, other: Self) {
         self.0.extend(other.0);
     }

@@ -1,5 +1,5 @@
-//! Reference log-probabilities of a chunk of scored completions, and those of the policy that generated them.
-//! Computed once per round, so that training need not compute them in every step.
+//! Log-probabilities of a chunk of scored completions under the reference and under the policy that generated
+//! them. They are computed once per round, so that training need not compute them in every step.
 
 use foil_common::failpoint;
 use prost::Message;

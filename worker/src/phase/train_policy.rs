@@ -1,4 +1,4 @@
-//! Policy training on scored completions, by the job's method.
+//! Policy training on scored completions with the job's method.
 
 use foil_common::datasets;
 
@@ -67,7 +67,7 @@ pub(super) fn run(
     Ok(TrainedModel { dir, weights, dtype: step.save_dtype, model: Trained::Policy(policy.model), metrics })
 }
 
-/// Whether something of all items is the same.
+/// Whether all items have the same value of `of`.
 fn all_equal<T, P: PartialEq>(items: &[T], of: impl Fn(&T) -> &P) -> bool {
     items.windows(2).all(|two| of(&two[0]) == of(&two[1]))
 }

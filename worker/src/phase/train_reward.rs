@@ -60,7 +60,7 @@ pub(super) fn run(
     Ok(TrainedModel { dir, weights, dtype: step.save_dtype, model, metrics })
 }
 
-/// All rows of a source, with `weight` for each pair; none if there is no source.
+/// All rows of a source, with `weight` for each pair. Empty without a source.
 fn read(
     context: &mut TaskContext,
     reward_model: &RewardModel,
@@ -73,8 +73,8 @@ fn read(
     Ok(encoded.into_iter().flat_map(|encoded| comparisons(encoded, weight, swap)).collect())
 }
 
-/// One comparison; with `swap`, one for each pair with chosen and rejected swapped: a negative control, from
-/// which a reward model must learn to be worse than chance.
+/// One comparison, or with `swap`, one for each pair with chosen and rejected swapped. This is a negative
+/// control: a reward model must learn from it to be worse than chance.
 fn comparisons(encoded: EncodedComparison, weight: f64, swap: bool) -> Vec<Comparison> {
     let EncodedComparison { row: id, chosen, rejected, margin, .. } = encoded;
     let rejected = rejected.into_iter().map(|dialogue| dialogue.ids);

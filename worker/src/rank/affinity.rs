@@ -1,4 +1,4 @@
-//! Keeps a rank on the CPUs next to its GPU: copies from the memory of another socket take longer.
+//! Keeps a rank on the CPUs next to its GPU, since copies from the memory of another socket take longer.
 
 use std::fs;
 use std::path::Path;
@@ -6,8 +6,8 @@ use std::path::Path;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
-/// Binds this thread, and those that it starts, to the CPUs next to the GPU with a UUID. Where the system
-/// does not tell them, or fewer than `threads` of them may be used, nothing changes.
+/// Binds this thread, and the threads that it starts, to the CPUs next to the GPU with the given UUID. Does
+/// nothing if the system does not report these CPUs, or if fewer than `threads` of them may be used.
 pub(super) fn bind_near(uuid: &str, threads: usize) {
     let Some(near) = cpus_near(Path::new("/"), uuid) else { return };
     let this = Pid::from_raw(0);
@@ -22,7 +22,7 @@ pub(super) fn bind_near(uuid: &str, threads: usize) {
     }
 }
 
-/// The CPUs of both, and how many they are.
+/// The CPUs in both sets, and their number.
 fn both(near: &[usize], allowed: &CpuSet) -> nix::Result<(CpuSet, usize)> {
     let (mut set, mut count) = (CpuSet::new(), 0);
     for &cpu in near.iter().filter(|cpu| allowed.is_set(**cpu).unwrap_or(false)) {
@@ -32,7 +32,7 @@ fn both(near: &[usize], allowed: &CpuSet) -> nix::Result<(CpuSet, usize)> {
     Ok((set, count))
 }
 
-/// The CPUs next to a GPU, as the driver and the PCI bus tell below `root`.
+/// The CPUs next to a GPU, as reported by the driver and the PCI bus below `root`.
 fn cpus_near(root: &Path, uuid: &str) -> Option<Vec<usize>> {
     let is_it = |text: &str| {
         let of = text.lines().find_map(|line| line.strip_prefix("GPU UUID:"));
@@ -46,7 +46,7 @@ fn cpus_near(root: &Path, uuid: &str) -> Option<Vec<usize>> {
     parse(fs::read_to_string(list).ok()?.trim()).filter(|cpus| !cpus.is_empty())
 }
 
-/// Parses a list of CPUs as the kernel writes it: `0-3,8`.
+/// Parses a list of CPUs in the kernel's format: `0-3,8`.
 fn parse(list: &str) -> Option<Vec<usize>> {
     let mut cpus = Vec::new();
     for part in list.split(',') {

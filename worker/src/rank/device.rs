@@ -46,7 +46,7 @@ impl DeviceCommand {
 /// Why the thread ended; it always reports one of these to the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum DeviceEnd {
-    /// No more commands can come.
+    /// No more commands can arrive.
     Idle,
     /// A task panicked, or the device could not be set up; the failure was reported.
     Broken,
@@ -56,7 +56,7 @@ pub(super) enum DeviceEnd {
     Stopped,
 }
 
-/// The session's handle to the device thread.
+/// A handle to the device thread for the session.
 pub(super) struct DeviceThread {
     /// Dropping it ends the thread after its current task.
     pub(super) commands: mpsc::Sender<DeviceCommand>,
@@ -75,13 +75,13 @@ pub(super) fn start(
     let (rendezvous, rendezvous_received) = mpsc::channel();
     let (ended, end) = oneshot::channel();
     let options = options.clone();
-    // So that the thread's log lines carry the job, the attempt and the rank.
+    // Lets the thread's log lines carry the job, the attempt and the rank.
     let span = tracing::Span::current();
     thread::Builder::new().name("device".to_owned()).spawn(move || {
         let _entered = span.enter();
         let run = || run(&options, job, objects, reports, &received, rendezvous_received);
         let end = catch_unwind(AssertUnwindSafe(run)).unwrap_or(DeviceEnd::Broken);
-        // The receiver is gone if the process is exiting anyway.
+        // The receiver has been dropped if the process is exiting anyway.
         let _ = ended.send(end);
     })?;
     Ok(DeviceThread { commands, rendezvous, end })
@@ -140,13 +140,13 @@ fn prepare_cuda(job: &spec::Job) -> foil_torch::Result<()> {
     foil_torch::runtime::set_deterministic(job.resources.deterministic)
 }
 
-/// Bytes of memory that this rank has for tensors; 0 if that is not known.
+/// Bytes of memory that this rank has for tensors; 0 if unknown.
 fn device_memory(options: &RankOptions) -> u64 {
     if options.device == DeviceKind::Cpu {
-        // As if all ranks were on this machine.
+        // Assumes that all ranks are on this machine.
         return MemoryLimit::read().map_or(0, |limit| limit.bytes / u64::from(options.world.max(1)));
     }
-    // The allocator exists from its first tensor on.
+    // The first tensor creates the allocator.
     drop(tch::Tensor::zeros([1], (tch::Kind::Float, tch::Device::Cuda(0))));
     foil_torch::device_memory::total().unwrap_or_else(|error| {
         tracing::warn!(%error, "the size of the GPU's memory is unknown");
@@ -179,7 +179,7 @@ fn handle(context: &mut TaskContext, command: &DeviceCommand) -> Option<DeviceEn
     end
 }
 
-/// Why the thread must end after an error, if it must.
+/// The reason why the thread must end after an error, if any.
 fn end_after(error: &PhaseError) -> Option<DeviceEnd> {
     if error.is_stale() {
         Some(DeviceEnd::Stale)

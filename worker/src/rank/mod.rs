@@ -1,8 +1,8 @@
 //! A rank process: one device, and one thread that owns every tensor.
 //!
 //! The device thread ([`device`]) runs tasks one after another. A tokio runtime runs the session with the
-//! coordinator ([`session`]): commands in, results and progress out; tasks read and write objects through
-//! [`crate::task_io`].
+//! coordinator ([`session`]), which receives commands and sends results and progress. Tasks read and write
+//! objects through [`crate::task_io`].
 
 mod affinity;
 mod device;
@@ -25,7 +25,7 @@ use crate::collective::PortRange;
 use crate::task_io::stop::StopSignal;
 use foil_common::exit::Exit;
 
-/// Maximum length of the secret's line, with its line break.
+/// Maximum length of the line with the secret, including its line break.
 const MAX_SECRET_BYTES: u64 = 256;
 /// Time for the session to report how its task ended before a stopped process exits.
 const FLUSH_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(1);
@@ -37,7 +37,7 @@ const OTLP_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(1);
 pub struct Secret(String);
 
 impl Secret {
-    /// Reads the secret from the first line of `input`, where an agent writes it; empty if there is none.
+    /// Reads the secret from the first line of `input`, which the agent writes. Empty if there is none.
     pub fn read(input: impl Read) -> std::io::Result<Self> {
         let mut line = String::new();
         BufReader::new(input.take(MAX_SECRET_BYTES)).read_line(&mut line)?;
@@ -61,29 +61,30 @@ pub struct RankOptions {
     pub coordinator: String,
     pub credentials: Credentials,
     pub session_id: String,
-    /// Proves to the coordinator that this is the process of the session.
+    /// Proves to the coordinator that this process belongs to the session.
     pub secret: Secret,
     pub job_id: String,
     pub attempt: u32,
     pub rank: u32,
     pub world: u32,
     pub device: DeviceKind,
-    /// CPU threads of tensor operations; results may differ in the last bits with another number.
+    /// Number of CPU threads of tensor operations. Results with a different number may differ in the last
+    /// bits.
     pub threads: u32,
     /// Address at which other ranks reach this one.
     pub advertise_address: String,
-    /// Ports at which it listens for them.
+    /// Ports at which it listens for other ranks.
     pub rendezvous_ports: PortRange,
-    /// This process's own directory; created at the start and removed at the end.
+    /// This process's directory, created at the start and removed at the end.
     pub work_dir: PathBuf,
-    /// The agent's process; the kernel kills this one when it dies.
+    /// The agent's process id. The kernel kills this process when the agent dies.
     pub parent_pid: Option<u32>,
-    /// Raised when this process is asked to stop.
+    /// Set when this process is asked to stop.
     pub stop: StopSignal,
 }
 
-/// Runs until told to exit, and sends spans if `otlp` says where to. Must be called on the main thread, which
-/// the parent-death signal is tied to.
+/// Runs until asked to exit, and sends spans if `otlp` names a destination. Must be called on the main
+/// thread, to which the parent-death signal is tied.
 pub fn run(options: &RankOptions, otlp: Option<Config>) -> Exit {
     if let Some(parent) = options.parent_pid
         && !parent::die_with(parent)
@@ -113,7 +114,7 @@ pub fn run(options: &RankOptions, otlp: Option<Config>) -> Exit {
             Exit::Failed
         }
     };
-    // The agent removes it too, in case this process is killed.
+    // The agent also removes it, in case this process is killed.
     let _ = std::fs::remove_dir_all(&options.work_dir);
     exit
 }
@@ -137,7 +138,7 @@ async fn traced(options: &RankOptions, otlp: Option<Config>) -> Exit {
 async fn idle(stop: &StopSignal, flush: std::time::Duration) {
     loop {
         stop.requested_and_idle().await;
-        // Training may begin within that time; it then stops by itself after its first step.
+        // Training may begin within that time. It then stops by itself after its first step.
         if tokio::time::timeout(flush, stop.until_busy()).await.is_err() {
             return;
         }

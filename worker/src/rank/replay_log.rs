@@ -1,4 +1,4 @@
-//! The messages a rank has sent about its current task, which are replayed to a new leader.
+//! The messages that a rank has sent about its current task, which are replayed to a new leader.
 
 use foil_common::version;
 use foil_proto::v1;
@@ -6,8 +6,8 @@ use foil_proto::v1::rank_message::Message;
 
 use super::RankOptions;
 
-/// The current task and the messages sent about it. A leader that assigns another task has made everything
-/// before it durable, so nothing older is kept.
+/// The current task and the messages sent about it. A leader that assigns another task has made all earlier
+/// messages durable, so older ones are dropped.
 #[derive(Debug, Default)]
 pub(super) struct ReplayLog {
     task: Option<v1::RankTask>,
@@ -16,7 +16,7 @@ pub(super) struct ReplayLog {
 
 impl ReplayLog {
     pub(super) fn begin(&mut self, mut task: v1::rank_task::Task) {
-        // The leader knows the task's work, which may be megabytes; the task's name is enough.
+        // The leader knows the task's work, which may be megabytes, so the task's name is enough.
         let named = match &mut task {
             v1::rank_task::Task::Chunk(run) => run.task.as_mut(),
             v1::rank_task::Task::Gang(run) => {
@@ -41,12 +41,12 @@ impl ReplayLog {
                 | Message::Gang(_)
                 | Message::Failure(_),
             ) => self.sent.push(message.clone()),
-            // Progress is not worth replaying.
+            // Progress is not replayed.
             Some(Message::Progress(_) | Message::Hello(_)) | None => {}
         }
     }
 
-    /// The first messages of a stream: a hello, then everything that a new leader may have missed.
+    /// The first messages of a stream: a hello and everything that a new leader may have missed.
     pub(super) fn opening(&self, options: &RankOptions) -> Vec<v1::RankMessage> {
         let hello = v1::RankHello {
             session_id: options.session_id.clone(),

@@ -1,5 +1,5 @@
 //! The rank's session with the leader: a stream that opens with a hello. When the leader is lost, the session
-//! reconnects to the next one and replays the messages about the current task, which keeps running meanwhile.
+//! reconnects to the next one and replays the messages about the current task, which keeps running.
 
 #![expect(clippy::disallowed_methods, reason = "reconnections back off with jitter")]
 
@@ -28,10 +28,10 @@ use crate::task_io::progress::Reporter;
 use crate::task_io::transfer::Transfer;
 use foil_common::exit::Exit;
 
-/// Time for the device thread to end, and for the last messages to be taken, when the process exits.
+/// Time at exit for the device thread to end and for the coordinator to accept the last messages.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
-/// Time without a leader after which the process exits. As long as an agent's fence: the work is then given
-/// to others.
+/// Time without a leader after which the process exits. Equal to an agent's fence period, after which the
+/// work is assigned to others.
 pub(super) const LEADER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time for a coordinator to answer a hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,7 +40,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(1);
 
 type Messages = mpsc::UnboundedSender<v1::RankMessage>;
 
-/// Runs until told to exit, or until there was no leader for `leader_timeout`.
+/// Runs until asked to exit, or until there has been no leader for `leader_timeout`.
 pub(super) async fn run(options: &RankOptions, leader_timeout: Duration, exporter: &mut Exporter) -> Exit {
     let channel = match rpc::connect_with(&options.coordinator, &options.credentials) {
         Ok(channel) => channel.as_rank(&options.session_id, options.secret.as_str()),
@@ -62,7 +62,7 @@ struct Session<'a> {
     options: &'a RankOptions,
     channel: LeaderChannel,
     messages: Messages,
-    /// Messages of this process; they queue up while there is no stream.
+    /// Messages of this process. They queue up while no stream is open.
     outgoing: mpsc::UnboundedReceiver<v1::RankMessage>,
     replay: ReplayLog,
     /// `None` before the welcome.
@@ -92,7 +92,7 @@ impl Session<'_> {
             let term = self.term;
             match self.stream_once().await {
                 StreamEnd::Exit(exit) => return exit,
-                // Any answer means that there is a leader.
+                // Any answer proves that there is a leader.
                 StreamEnd::Lost if self.term > term || self.stream.is_some() => {
                     (since, backoff) = (Instant::now(), MIN_BACKOFF);
                 }
@@ -103,7 +103,7 @@ impl Session<'_> {
                 tracing::error!(seconds = leader_timeout.as_secs_f64(), "no coordinator for too long");
                 return Exit::CoordinatorLost;
             }
-            // Jitter, so that ranks that lost the same coordinator do not reconnect all at once.
+            // Jitter, so that ranks that lost the same coordinator do not all reconnect at the same time.
             let pause = sleep(backoff.mul_f64(rand::random_range(0.5..1.0)));
             tokio::select! {
                 end = wait_for_end(self.device.as_mut().map(|device| &mut device.end)) => return self.device_ended(end),
@@ -114,7 +114,7 @@ impl Session<'_> {
     }
 
     async fn stream_once(&mut self) -> StreamEnd {
-        // Messages queued since the last stream are replayed with the rest.
+        // Messages queued since the last stream are replayed along with the others.
         while let Ok(message) = self.outgoing.try_recv() {
             self.replay.record(&message);
         }
@@ -147,7 +147,7 @@ impl Session<'_> {
                 end = ended => return StreamEnd::Exit(self.device_ended(end)),
                 Some(message) = self.outgoing.recv() => {
                     self.replay.record(&message);
-                    // A closed stream shows in its commands.
+                    // If the stream is closed, the end of its commands shows it.
                     let _ = stream.messages.send(message);
                     continue;
                 }
@@ -171,8 +171,7 @@ impl Session<'_> {
                     tracing::warn!("the coordinator closed the stream");
                     return StreamEnd::Lost;
                 }
-                // The token may have been replaced in its file: the next stream has the new one, or is
-                // refused.
+                // The token file may have been replaced: the next stream uses the new token or is refused.
                 Err(status) if status.code() == Code::Unauthenticated => {
                     tracing::warn!(reason = status.message(), "the stream's credentials are no longer valid");
                     return StreamEnd::Lost;
@@ -182,7 +181,7 @@ impl Session<'_> {
         }
     }
 
-    /// Takes note of the thread's end, so that the shutdown does not wait for it again.
+    /// Records the thread's end, so that the shutdown does not wait for it again.
     fn device_ended(&mut self, end: DeviceEnd) -> Exit {
         self.device = None;
         exit_of_device(end)
@@ -212,7 +211,7 @@ impl Session<'_> {
                     }
                 };
                 if let Some(device) = &self.device {
-                    // A thread that has ended reports that on its own channel.
+                    // If the thread has ended, it reports that on its own channel.
                     let _ = device.rendezvous.send(rendezvous);
                 }
             }
@@ -234,7 +233,7 @@ impl Session<'_> {
             tracing::error!(%error, "invalid job specification; are coordinator and worker the same version?");
             Exit::Failed
         })?;
-        // A connection of its own, so that transfers do not delay messages; it starts at the leader.
+        // A separate connection, so that transfers do not delay messages. It starts at the leader.
         let channel = self.channel.separate().map_err(|_| Exit::Failed)?;
         let reports = Reporter::new(self.messages.clone());
         let RankOptions { job_id, attempt, session_id, secret, .. } = self.options;
@@ -249,7 +248,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Passes a task to the device thread; reports a failure instead if the command could not be parsed.
+    /// Passes a task to the device thread, or reports a failure if the command could not be parsed.
     fn execute(
         &self,
         task: Result<DeviceCommand, TaskError>,
@@ -262,7 +261,7 @@ impl Session<'_> {
         };
         match task {
             Ok(task) => {
-                // A thread that has ended reports that on its own channel.
+                // If the thread has ended, it reports that on its own channel.
                 let _ = device.commands.send(task);
             }
             Err(error) => {
@@ -274,16 +273,16 @@ impl Session<'_> {
         None
     }
 
-    /// Ends the device thread, sends its last spans, and gives the coordinator time to take the last
+    /// Ends the device thread, sends its last spans, and gives the coordinator time to accept the last
     /// messages.
     async fn shut_down(mut self, exporter: &mut Exporter) {
         if let Some(device) = self.device {
             drop(device.commands);
             drop(device.rendezvous);
-            // A task that keeps running ends with the process.
+            // A task that is still running ends with the process.
             let _ = timeout(SHUTDOWN_TIMEOUT, device.end).await;
         }
-        // Before the stream ends: a coordinator has a rank killed whose stream is over.
+        // Comes before the end of the stream: when a stream ends, the coordinator has the rank killed.
         exporter.shut_down(OTLP_TIMEOUT).await;
         let Some(Stream { messages, mut commands }) = self.stream else { return };
         while let Ok(message) = self.outgoing.try_recv() {
@@ -300,7 +299,7 @@ fn phase_name(task: Option<&v1::Task>) -> String {
     task.map(|task| task.phase.clone()).unwrap_or_default()
 }
 
-/// Waits for the thread's end, forever if there is no thread yet.
+/// Waits for the thread's end, or forever if no thread has been started.
 async fn wait_for_end(end: Option<&mut oneshot::Receiver<DeviceEnd>>) -> DeviceEnd {
     match end {
         Some(end) => end.await.unwrap_or(DeviceEnd::Broken),

@@ -105,7 +105,7 @@ fn welcome() -> Command {
     Command::Welcome(v1::RankWelcome { spec: Some(job()) })
 }
 
-/// A chunk whose data the fake coordinator does not have.
+/// A chunk whose data is missing from the fake coordinator.
 fn chunk() -> v1::RunChunk {
     let object =
         v1::Object { key: "jobs/job/data/prompts.jsonl".into(), blake3: "ab".into(), ..Default::default() };

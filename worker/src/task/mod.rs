@@ -1,8 +1,8 @@
-//! Tasks as a rank executes them.
+//! The tasks that a rank executes.
 //!
-//! Commands are parsed once, where they arrive ([`crate::rank`]): behind that edge no task has a missing
-//! field, a map phase's chunk cannot carry a gang phase's work, and settings have been checked. `TryFrom` for
-//! each type is in [`wire`].
+//! Commands are parsed once, where they arrive ([`crate::rank`]). Beyond that point no task has a missing
+//! field, a map phase's chunk cannot carry a gang phase's work, and settings have been checked. The `TryFrom`
+//! implementations are in [`wire`].
 
 mod wire;
 
@@ -16,13 +16,13 @@ pub use self::wire::TaskError;
 pub struct Object {
     pub key: String,
     pub size: u64,
-    /// Hex BLAKE3 of its bytes.
+    /// BLAKE3 of its bytes, in hex.
     pub blake3: String,
     /// Its file name inside its artifact.
     pub path: String,
 }
 
-/// A named set of objects: a model's directory, or the outputs of a phase's chunks.
+/// A named set of objects: the files of a model's directory, or the outputs of a phase's chunks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Artifact {
     pub name: String,
@@ -38,14 +38,14 @@ pub struct Dataset {
     pub rows: u64,
 }
 
-/// Where preference pairs come from.
+/// The source of preference pairs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PairSource {
     /// Human pairs.
     Pairs(Dataset),
     /// Golden answers, each preferred to every completion of its prompt.
     Golden { golden: Dataset, completions: Artifact },
-    /// Two completions per prompt, of which the gold reward chooses one.
+    /// Two completions per prompt, one of which the gold reward prefers.
     GoldLabeled { prompts: Dataset, completions: Artifact },
 }
 
@@ -54,7 +54,7 @@ pub enum PairSource {
 pub struct Generate {
     pub policy: Artifact,
     pub prompts: Dataset,
-    /// Completions per prompt.
+    /// Number of completions per prompt.
     pub samples: u32,
     pub sampling: Sampling,
 }
@@ -67,7 +67,7 @@ pub struct Score {
     pub completions: Object,
 }
 
-/// Computes the log-probabilities that policy training needs besides the policy's own.
+/// Computes the log-probabilities that policy training needs in addition to the policy's own.
 #[derive(Clone, Debug)]
 pub struct RefLogProbs {
     /// π_ref, if the method has one.
@@ -77,7 +77,7 @@ pub struct RefLogProbs {
     pub prompts: Dataset,
     pub completions: Artifact,
     pub scores: Artifact,
-    /// The policy that generated the completions, whatever the method needs; for the drift.
+    /// The policy that generated the completions, regardless of what the method needs; used for the drift.
     pub generated_by: Option<Artifact>,
 }
 
@@ -86,7 +86,7 @@ pub struct RefLogProbs {
 pub struct EvaluateReward {
     pub reward_model: Artifact,
     pub pairs: PairSource,
-    /// The same chunk's scores by round 1's reward model, from round 2 on.
+    /// The scores of the same chunk by round 1's reward model, from round 2 on.
     pub first: Option<Object>,
 }
 
@@ -94,7 +94,7 @@ pub struct EvaluateReward {
 #[derive(Clone, Debug)]
 pub struct EvaluatePolicy {
     pub policy: Artifact,
-    /// π_ref of the KL divergence; none is computed without it.
+    /// π_ref of the KL divergence, which is not computed without it.
     pub reference: Option<Artifact>,
     /// `None` before the first reward model is trained.
     pub reward_model: Option<Artifact>,
@@ -143,7 +143,7 @@ pub enum MapWork {
 }
 
 impl MapWork {
-    /// The models that stay resident through the phase.
+    /// The models that stay resident during the phase.
     pub fn models(&self) -> Vec<&Artifact> {
         match self {
             Self::Generate(work) => vec![&work.policy],
@@ -179,7 +179,7 @@ impl GangWork {
 /// A phase of a round.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Phase {
-    /// For example `r01.policy.generate`.
+    /// The name, for example `r01.policy.generate`.
     pub name: String,
     pub round: u32,
 }
@@ -201,7 +201,7 @@ pub struct RowRange {
 impl RowRange {
     pub const ALL: Self = Self { first: 0, count: u64::MAX };
 
-    /// The rows of `all` that are in the range.
+    /// The rows of `all` within the range.
     pub fn select<T>(self, all: Vec<T>) -> Vec<T> {
         let (first, count) = (saturate(self.first), saturate(self.count));
         all.into_iter().skip(first).take(count).collect()
@@ -218,7 +218,7 @@ pub struct ChunkTask {
     pub phase: Phase,
     pub work: MapWork,
     pub lease: u64,
-    /// Number of the chunk in its phase.
+    /// Index of the chunk in its phase.
     pub chunk: u32,
     pub rows: RowRange,
     /// Key of the output's object.
@@ -235,7 +235,7 @@ pub struct GangTask {
     pub attempt: u32,
     pub rank: u32,
     pub world: u32,
-    /// Prefix of the keys of the attempt's objects; ends in '/'.
+    /// Key prefix of the attempt's objects; ends in '/'.
     pub key_prefix: String,
     /// The checkpoint to resume from.
     pub resume: Option<Checkpoint>,
@@ -243,14 +243,14 @@ pub struct GangTask {
     pub trace: Option<TraceContext>,
 }
 
-/// A committed checkpoint: one shard per rank that wrote it, in their order.
+/// A committed checkpoint: one shard per rank that wrote it, in rank order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checkpoint {
     pub step: u64,
     pub shards: Vec<Object>,
 }
 
-/// Where rank 0 of a gang listens for the others.
+/// Address at which rank 0 of a gang listens for the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rendezvous {
     pub phase: String,

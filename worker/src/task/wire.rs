@@ -1,4 +1,4 @@
-//! Parsing of tasks from their wire form.
+//! Parses tasks from their wire format.
 
 use foil_common::spec::{Sampling, SpecError};
 use foil_proto::v1;
@@ -24,7 +24,7 @@ pub enum TaskError {
     Sampling(#[from] SpecError),
 }
 
-/// A required field.
+/// Returns a required field or an error.
 fn required<T>(field: Option<T>, name: &'static str) -> Result<T, TaskError> {
     field.ok_or(TaskError::Missing(name))
 }
@@ -249,7 +249,7 @@ impl TryFrom<v1::RunChunk> for ChunkTask {
             chunk: command.chunk,
             rows: RowRange { first: command.first, count: command.count },
             key: command.key,
-            // One that cannot be read is ignored, as W3C Trace Context says.
+            // An invalid one is ignored, as W3C Trace Context specifies.
             trace: command.traceparent.parse().ok(),
         })
     }

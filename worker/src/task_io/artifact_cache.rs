@@ -13,8 +13,8 @@ use nix::sys::statvfs::statvfs;
 use super::shared_objects::SharedObjects;
 use crate::task::{Artifact, Object};
 
-/// Number of rounds for which an unused object is kept: the policy and reward model of a round are used in
-/// the next.
+/// Number of rounds for which an unused object is kept. The policy and the reward model of a round are used
+/// in the next one.
 pub(crate) const KEEP_ROUNDS: u32 = 1;
 
 /// The store of a job's objects: the Artifacts service, or memory in tests.
@@ -48,7 +48,7 @@ pub enum ObjectError {
     Path { artifact: String, path: String },
 }
 
-/// Identifies the content of an artifact or of some of its files: hex BLAKE3 over their names and hashes.
+/// Identifies the content of an artifact or of some of its files: BLAKE3 in hex over their names and hashes.
 pub fn fingerprint<'o>(objects: impl IntoIterator<Item = &'o Object>) -> String {
     let files: BTreeMap<&str, &str> =
         objects.into_iter().map(|object| (object.path.as_str(), object.blake3.as_str())).collect();
@@ -59,21 +59,21 @@ pub fn fingerprint<'o>(objects: impl IntoIterator<Item = &'o Object>) -> String 
     hasher.finalize().to_hex().to_string()
 }
 
-/// Files under one directory: `objects/{blake3}`, and `artifacts/{fingerprint}/{file name}` linked to them.
+/// Files in one directory: `objects/{blake3}`, and `artifacts/{fingerprint}/{file name}` with links to them.
 pub struct ArtifactCache {
     dir: PathBuf,
     remote: Box<dyn ObjectStore>,
-    /// The objects of all ranks of this agent.
+    /// Objects shared by all ranks of this agent.
     shared: Option<SharedObjects>,
     round: u32,
-    /// The last round each object was used in, by hash.
+    /// The last round in which each object was used, by hash.
     used: BTreeMap<String, u32>,
-    /// The last round each artifact's directory was used in, by fingerprint.
+    /// The last round in which each artifact's directory was used, by fingerprint.
     directories: BTreeMap<String, u32>,
 }
 
 impl ArtifactCache {
-    /// Opens a cache in `dir`, which is created if it does not exist and must belong to this process alone.
+    /// Opens a cache in `dir`, which is created if it does not exist and must be exclusive to this process.
     pub fn open(dir: &Path, remote: Box<dyn ObjectStore>) -> Result<Self, ObjectError> {
         let cache = Self {
             dir: dir.to_owned(),
@@ -95,7 +95,7 @@ impl ArtifactCache {
         Self { shared: SharedObjects::open(dir), ..self }
     }
 
-    /// Number of ranks that share objects, this one included.
+    /// Number of ranks that share objects, including this one.
     pub fn ranks(&self) -> u64 {
         self.shared.as_ref().map_or(1, |shared| shared.ranks().max(1))
     }
@@ -112,7 +112,7 @@ impl ArtifactCache {
         Ok(())
     }
 
-    /// Begins a round and removes everything that was last used before the previous one.
+    /// Begins a round and removes everything last used before the previous round.
     pub fn begin_round(&mut self, round: u32) {
         self.round = round;
         let stale = |used: &u32| used + KEEP_ROUNDS < round;
@@ -140,7 +140,7 @@ impl ArtifactCache {
         }
     }
 
-    /// The object's file, downloaded if it is not cached yet.
+    /// The object's file, downloaded if it is not cached.
     pub fn object(&mut self, object: &Object) -> Result<PathBuf, ObjectError> {
         if object.blake3.is_empty() || !object.blake3.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             let message = format!("`{}` is not a hash", object.blake3);
@@ -185,7 +185,7 @@ impl ArtifactCache {
         Ok(dir)
     }
 
-    /// An empty directory to write an output into.
+    /// An empty directory for an output.
     pub fn scratch(&self, name: &str) -> Result<PathBuf, ObjectError> {
         let dir = self.dir.join("scratch").join(name);
         if dir.exists() {
@@ -195,8 +195,9 @@ impl ArtifactCache {
         Ok(dir)
     }
 
-    /// Claims a piece of work, which one rank does for all that share objects with it: whether this is the
-    /// first to do so. A claim holds until the rank's next one. Without others, every claim is granted.
+    /// Claims a piece of work that one rank does for all ranks that share objects with it. Returns whether
+    /// this rank is the first to claim it. A claim is held until the rank's next one. Without other ranks,
+    /// every claim is granted.
     pub fn claim(&self, work: &str) -> bool {
         let Some(shared) = &self.shared else { return true };
         let name = format!("claim-{}", blake3::hash(work.as_bytes()).to_hex());
@@ -210,7 +211,7 @@ impl ArtifactCache {
         })
     }
 
-    /// Moves a file written by this rank into the cache, so that it is not downloaded again.
+    /// Moves a file written by this rank into the cache, so that it need not be downloaded.
     pub fn adopt(&mut self, file: &Path, digest: &Digest) -> Result<(), ObjectError> {
         let kept = self.dir.join("objects").join(&digest.blake3);
         if self.used.insert(digest.blake3.clone(), self.round).is_none() {
@@ -333,7 +334,7 @@ mod tests {
         first.begin_round(1);
         assert!(!second.claim("jobs/j/a1/"), "a claim outlives a sweep");
         assert!(second.claim("jobs/j/a2/") && !first.claim("jobs/j/a2/"));
-        // The first one's claim of a1 ended with its next.
+        // The first one's claim of a1 ended with its next claim.
         first.begin_round(2);
         assert_eq!(fs::read_dir(dir.path().join("shared")).unwrap().count(), 1);
         assert!(alone("rank-3").claim("jobs/j/a2/") && alone("rank-4").claim("jobs/j/a2/"));

@@ -1,7 +1,7 @@
 //! Progress reports of the device thread to the coordinator.
 //!
-//! Progress counts rows, samples or bytes, never time: a rank that is stuck stops reporting and can be
-//! distinguished from one that is slow.
+//! Progress counts rows, samples or bytes, never time: a stuck rank stops reporting, which distinguishes it
+//! from a slow one.
 
 #![expect(clippy::disallowed_methods, reason = "reports are rate-limited")]
 
@@ -27,8 +27,8 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(250);
 /// reported.
 const POLL_INTERVAL: Duration = Duration::from_millis(400);
 
-/// Sends messages on the session's stream without blocking. Messages after the session's end are lost, since
-/// the rank ends with it.
+/// Sends messages on the session's stream without blocking. Messages after the session's end are lost; the
+/// rank ends with the session.
 #[derive(Clone, Debug)]
 pub struct Reporter {
     messages: UnboundedSender<v1::RankMessage>,
@@ -40,10 +40,10 @@ pub struct Reporter {
 struct Task {
     phase: String,
     chunk: u32,
-    /// Counted over the whole task, so that a count that does not move means a rank that is stuck.
+    /// Totals over the whole task, so that a count that stops increasing means a stuck rank.
     activities: BTreeMap<Activity, Count>,
     last: Option<LastReport>,
-    /// The span whose parts the next ones are.
+    /// The parent of the next spans.
     trace: Option<TraceContext>,
 }
 
@@ -63,7 +63,7 @@ struct LastReport {
 /// Time that a training step took on this rank.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct StepUsage {
-    /// Time for which its host waited for other ranks, if it does.
+    /// Time that its host spent waiting for other ranks, if it waits.
     pub collective_wait: Option<Duration>,
     /// Peak bytes of tensors on its GPU since the process started, if it has one.
     pub device_memory_peak: Option<u64>,
@@ -72,9 +72,9 @@ pub struct StepUsage {
 /// Durations of a shard of a checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct ShardTimes {
-    /// Time for which training waited.
+    /// Time that training waited.
     pub stall: Duration,
-    /// Time of writing, hashing and uploading.
+    /// Time for writing, hashing and uploading.
     pub upload: Duration,
 }
 
@@ -127,7 +127,7 @@ impl Reporter {
         }));
     }
 
-    /// Reports where rank 0 of a gang listens.
+    /// Reports the address at which rank 0 of a gang listens.
     pub fn rendezvous_open(&self, task: &GangTask, host: &str, port: u16) {
         self.send(Message::Rendezvous(v1::RendezvousOffer {
             phase: task.phase.name.clone(),
@@ -167,7 +167,7 @@ impl Reporter {
         }));
     }
 
-    /// Starts reporting for a new task, whose spans go below `trace`.
+    /// Starts reporting for a new task, whose spans are children of `trace`.
     pub fn begin_task(&self, phase: &str, chunk: u32, trace: Option<TraceContext>) {
         *self.task() = Task { phase: phase.to_owned(), chunk, trace, ..Task::default() };
     }
@@ -178,7 +178,7 @@ impl Reporter {
         WorkSpan::begin(task.trace, name).with("foil.phase", task.phase.as_str())
     }
 
-    /// Begins work whose parts are the task's spans from here on.
+    /// Begins work that becomes the parent of the task's later spans.
     pub fn outer_span(&self, name: &'static str) -> WorkSpan {
         let span = self.span(name);
         if let Some(context) = span.context() {
@@ -188,7 +188,7 @@ impl Reporter {
     }
 
     /// Reports rows or samples of the task. At most one message per [`REPORT_INTERVAL`] is sent and the rest
-    /// are dropped; the end of a chunk is reported by its result.
+    /// are dropped. The end of a chunk is reported by its result.
     pub fn progress(&self, done: u64, total: u64, unit: &str) {
         self.report(&mut self.task(), None, Count { done, total }, unit);
     }
@@ -203,14 +203,14 @@ impl Reporter {
         self.count(activity, |count| count.done += amount);
     }
 
-    /// Runs `work`, which reads about `expected` bytes of files on this thread, and reports them as they are
-    /// read.
+    /// Runs `work`, which reads about `expected` bytes of files on this thread, and reports the bytes during
+    /// the work.
     pub fn reading<T>(&self, activity: Activity, expected: u64, work: impl FnOnce() -> T) -> T {
         self.moving(activity, expected, Direction::Read, work)
     }
 
-    /// Runs `work`, which writes about `expected` bytes to files on this thread, and reports them as they are
-    /// written.
+    /// Runs `work`, which writes about `expected` bytes to files on this thread, and reports the bytes during
+    /// the work.
     pub fn writing<T>(&self, activity: Activity, expected: u64, work: impl FnOnce() -> T) -> T {
         self.moving(activity, expected, Direction::Written, work)
     }
@@ -229,7 +229,7 @@ impl Reporter {
             return work();
         };
         thread::scope(|scope| {
-            // Dropped at the end of the work, also on a panic.
+            // Dropped at the end of the work, even after a panic.
             let (_done, ended) = mpsc::channel();
             let watch = move || self.watch(activity, &bytes, start, &ended);
             if let Err(error) = thread::Builder::new().name("bytes".to_owned()).spawn_scoped(scope, watch) {
@@ -239,7 +239,7 @@ impl Reporter {
         })
     }
 
-    /// Reports the bytes that a thread moves beyond `reported`, until `ended` is closed.
+    /// Reports the bytes that a thread transfers beyond `reported`, until `ended` is closed.
     fn watch(&self, activity: Activity, bytes: &ThreadBytes, mut reported: u64, ended: &mpsc::Receiver<()>) {
         loop {
             let is_done = ended.recv_timeout(POLL_INTERVAL) != Err(RecvTimeoutError::Timeout);
@@ -258,7 +258,7 @@ impl Reporter {
         let mut task = self.task();
         let count = task.activities.entry(activity).or_default();
         change(count);
-        // The expected amount is a guess, since a transfer may have to start again.
+        // The expected amount is an estimate, since a transfer may have to restart.
         count.total = count.total.max(count.done);
         let count = *count;
         self.report(&mut task, Some(activity), count, activity.unit());
@@ -281,7 +281,7 @@ impl Reporter {
     }
 
     fn task(&self) -> MutexGuard<'_, Task> {
-        // Counts are always consistent, also after a panic elsewhere.
+        // Counts are always consistent, even after a panic elsewhere.
         self.task.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -352,7 +352,7 @@ mod tests {
                 });
                 let message = looks.take(500).find(|sent| !sent.is_empty()).unwrap();
                 let [(done, ..)] = reported(&message)[..] else { panic!("{message:?}") };
-                // Reading the counter itself counts too.
+                // Reading the counter itself also counts.
                 assert_eq!(done / 1000, round, "{message:?}");
             }
             thread::sleep(3 * POLL_INTERVAL);

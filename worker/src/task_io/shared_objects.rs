@@ -1,24 +1,24 @@
-//! Objects that the ranks of one agent share: a second name for a file of each, so that it takes the disk and
-//! the page cache once.
+//! Objects that the ranks of one agent share through hard links, so that a file takes disk space and page
+//! cache once.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Prefix of a rank's directory in an agent's, before the session's name.
+/// Prefix of the name of a rank's directory in the agent's directory, followed by the session's name.
 pub(crate) const RANK: &str = "rank-";
 /// The folder of shared objects in an agent's directory.
 pub(crate) const FOLDER: &str = "shared";
 
-/// A folder of files named by their hash. Nothing in it is changed; a file that only it names is removed.
+/// A folder of files named by their hash. Its files never change; a file without other links is removed.
 #[derive(Debug)]
 pub(crate) struct SharedObjects {
     dir: PathBuf,
 }
 
 impl SharedObjects {
-    /// Opens the folder in `dir`; `None` if it cannot be created, since ranks can do without.
+    /// Opens the folder in `dir`. `None` if it cannot be created, since ranks work without it.
     pub(crate) fn open(dir: &Path) -> Option<Self> {
         let dir = dir.join(FOLDER);
         match fs::create_dir_all(&dir) {
@@ -30,25 +30,26 @@ impl SharedObjects {
         }
     }
 
-    /// Removes what no rank uses any more from the folder in `dir`, if there is one.
+    /// Removes files that no rank uses from the folder in `dir`, if it exists.
     pub(crate) fn sweep_in(dir: &Path) {
         Self { dir: dir.join(FOLDER) }.sweep();
     }
 
-    /// Number of ranks that share: each has a directory of its name beside the folder.
+    /// Number of ranks that share the folder; each has a rank directory next to it.
     pub(crate) fn ranks(&self) -> u64 {
         let beside = self.dir.parent().and_then(|dir| fs::read_dir(dir).ok());
         let is_rank = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with(RANK);
         beside.into_iter().flatten().flatten().filter(is_rank).count() as u64
     }
 
-    /// Names the object `hash` of `size` bytes `file`; false if no rank has it.
+    /// Links the object `hash` of `size` bytes to `file`. Returns false if no rank has it.
     pub(crate) fn take(&self, hash: &str, size: u64, file: &Path) -> bool {
         let shared = self.dir.join(hash);
         fs::metadata(&shared).is_ok_and(|found| found.len() == size) && fs::hard_link(&shared, file).is_ok()
     }
 
-    /// Offers `file`, whose content has the hash. If another rank was first, `file` becomes that one's.
+    /// Offers `file`, whose content has the hash. If another rank was first, `file` becomes a link to that
+    /// rank's file.
     pub(crate) fn offer(&self, hash: &str, file: &Path) {
         let shared = self.dir.join(hash);
         let offered = match fs::hard_link(file, &shared) {
@@ -60,8 +61,8 @@ impl SharedObjects {
         }
     }
 
-    /// Gives `file` the name `claim` as well; false if a file of another rank has it. The name is free again
-    /// once `file` is gone and the folder has been swept.
+    /// Links `file` to the name `claim` as well. Returns false if a file of another rank has that name. The
+    /// name is free again once `file` is removed and the folder has been swept.
     pub(crate) fn claim(&self, claim: &str, file: &Path) -> io::Result<bool> {
         match fs::hard_link(file, self.dir.join(claim)) {
             Ok(()) => Ok(true),
@@ -70,18 +71,18 @@ impl SharedObjects {
         }
     }
 
-    /// Removes what no rank uses any more. A rank that takes a file meanwhile downloads it.
+    /// Removes files that no rank uses. A rank that takes such a file in between downloads it.
     pub(crate) fn sweep(&self) {
         let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
         let unused = entries.filter(|entry| entry.metadata().is_ok_and(|found| found.nlink() == 1));
         for entry in unused {
-            // Another rank may have been first.
+            // Another rank may have removed it first.
             let _ = fs::remove_file(entry.path());
         }
     }
 }
 
-/// Lets `file` name the content of `shared`.
+/// Replaces `file` by a link to `shared`.
 fn replace(file: &Path, shared: &Path) -> io::Result<()> {
     let name = file.with_extension("shared");
     fs::hard_link(shared, &name)?;

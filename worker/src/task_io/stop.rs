@@ -1,10 +1,10 @@
-//! The request to stop this process, and the work that must not be interrupted by it.
+//! The request to stop this process, and the work that it must not interrupt.
 
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
-/// Raised once, by SIGTERM. Work that must not be interrupted holds a [`BusyGuard`] and checks the signal
+/// Set once, by SIGTERM. Work that must not be interrupted holds a [`BusyGuard`] and checks the signal
 /// between its steps.
 #[derive(Debug, Clone)]
 pub struct StopSignal(Arc<watch::Sender<State>>);
@@ -12,7 +12,7 @@ pub struct StopSignal(Arc<watch::Sender<State>>);
 #[derive(Debug, Clone, Copy, Default)]
 struct State {
     requested: bool,
-    /// Work is running that stops by itself once requested.
+    /// Whether work is running that stops by itself on request.
     busy: bool,
 }
 
@@ -35,7 +35,7 @@ impl StopSignal {
         self.0.borrow().requested
     }
 
-    /// Begins work that must not be interrupted, and that stops by itself soon after a request.
+    /// Begins work that must not be interrupted and stops by itself soon after a request.
     #[must_use]
     pub fn busy(&self) -> BusyGuard {
         self.0.send_modify(|state| state.busy = true);
@@ -67,7 +67,7 @@ impl Drop for BusyGuard {
 mod tests {
     use super::StopSignal;
 
-    /// Whether the process would exit now.
+    /// Whether the process would exit at this point.
     async fn ends(stop: &StopSignal) -> bool {
         tokio::select! {
             biased;

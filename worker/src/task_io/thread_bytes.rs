@@ -1,5 +1,5 @@
-//! Bytes read and written by a thread, as counted by the kernel: measures progress of code that does not
-//! report any.
+//! Bytes read and written by a thread, as counted by the kernel. They measure the progress of code that does
+//! not report it.
 
 use std::fs;
 
@@ -27,7 +27,7 @@ impl ThreadBytes {
         Self { file: format!("/proc/self/task/{}/io", gettid()), field }
     }
 
-    /// The current count; `None` if the kernel does not keep it.
+    /// The current count; `None` if the kernel does not provide it.
     pub(crate) fn now(&self) -> Option<u64> {
         let counters = fs::read_to_string(&self.file).ok()?;
         let lines = counters.lines().filter_map(|line| line.split_once(": "));

@@ -1,25 +1,25 @@
-//! Spans of a rank's work, below the span that the coordinator names with its task.
+//! Spans of a rank's work, below the span that the coordinator sends with its task.
 
 use std::fmt;
 use std::thread;
 
 use foil_common::otlp::{self, AttributeValue, Span, SpanKind, TraceContext};
 
-/// A piece of work, from its creation until it is dropped. It is sent where the environment names a collector
-/// and the task's trace is recorded; else it costs nothing.
+/// A piece of work, from its creation until it is dropped. It is exported if the environment names a
+/// collector and the task's trace is recorded. Without them it costs nothing.
 #[must_use = "work ends when its span is dropped"]
 #[derive(Debug)]
 pub struct WorkSpan(Option<Span>);
 
 impl WorkSpan {
-    /// Work that begins now, as part of the work of `parent`.
+    /// Begins work as a child of the work of `parent`.
     pub(super) fn begin(parent: Option<TraceContext>, name: &'static str) -> Self {
         let recorded = parent.filter(|parent| parent.is_sampled() && otlp::sends_spans());
         Self(recorded.map(|parent| Self::open(parent, name, otlp::now())))
     }
 
     fn open(parent: TraceContext, name: &'static str, start: u64) -> Span {
-        // Several processes have spans below one chunk, if it is leased twice.
+        // If a chunk is leased twice, several processes have spans below it.
         let context = parent.child(&format!("{name} {start} {}", std::process::id()));
         Span {
             context,
@@ -33,7 +33,7 @@ impl WorkSpan {
         }
     }
 
-    /// The parent for the parts of this work.
+    /// The parent context for the parts of this work.
     pub fn context(&self) -> Option<TraceContext> {
         self.0.as_ref().map(|span| span.context)
     }
@@ -49,7 +49,7 @@ impl WorkSpan {
         }
     }
 
-    /// Forgets the work.
+    /// Discards the work without a span.
     pub fn discard(mut self) {
         self.0 = None;
     }

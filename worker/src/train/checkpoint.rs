@@ -1,7 +1,7 @@
 //! Checkpoints of a training phase, from which it resumes on any number of ranks.
 //!
-//! Each rank saves one shard: some of the parameters, and its shard of the optimizer's state. Batches follow
-//! from (seed, round, epoch) and the step number, so neither a data cursor nor the state of a random
+//! Each rank saves one shard: some of the parameters and its shard of the optimizer's state. Batches are a
+//! function of (seed, round, epoch) and the step number, so neither a data cursor nor the state of a random
 //! generator is saved.
 
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ pub(super) const PARAMETER: &str = "parameter.";
 pub(super) const MEAN: &str = "exp_avg.";
 /// AdamW's second moments.
 pub(super) const SQUARE: &str = "exp_avg_sq.";
-/// Why a checkpoint of this job lacks a tensor.
+/// The reason why a checkpoint of this job lacks a tensor.
 const MISSING: &str = "no shard of the checkpoint has it, so another version of foil-worker saved it: finish the job with \
                        that version, or submit it again";
 /// The key of the checkpoint's metadata in a safetensors file.
@@ -30,7 +30,7 @@ const METADATA: &str = "foil";
 /// One rank's shard of a checkpoint, in host memory.
 #[derive(Debug)]
 pub struct CheckpointShard {
-    /// When training stopped for it.
+    /// The time at which training stopped for it.
     pub begun: Instant,
     pub(super) metadata: CheckpointMetadata,
     pub(super) snapshot: Snapshot,
@@ -39,15 +39,15 @@ pub struct CheckpointShard {
 /// A shard's metadata.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct CheckpointMetadata {
-    /// Steps taken, skipped ones included.
+    /// Number of steps taken, including skipped ones.
     pub step: u64,
-    /// Steps of the phase.
+    /// Number of steps of the phase.
     pub steps: u64,
-    /// Steps that were not skipped.
+    /// Number of steps that were not skipped.
     pub updates: u64,
     pub rank: usize,
     pub world: usize,
-    /// The micro-batch size that fitted in memory. Another one would round a batch's sums differently.
+    /// The micro-batch size that fitted in memory. A different size would round a batch's sums differently.
     pub micro_batch_tokens: usize,
     /// Metrics of all steps so far.
     #[serde(alias = "figures")]
@@ -63,12 +63,12 @@ impl CheckpointShard {
         Self { begun: Instant::now(), metadata, snapshot }
     }
 
-    /// Steps taken.
+    /// Number of steps taken.
     pub fn step(&self) -> u64 {
         self.metadata.step
     }
 
-    /// Writes a safetensors file; returns its digest, and the memory for the next shard.
+    /// Writes a safetensors file. Returns its digest and the memory for the next shard.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -79,7 +79,7 @@ impl CheckpointShard {
     }
 }
 
-/// The shards of ranks after one step.
+/// The shards of several ranks after the same step.
 #[derive(Debug)]
 pub struct LoadedCheckpoint {
     pub metadata: CheckpointMetadata,
@@ -87,7 +87,7 @@ pub struct LoadedCheckpoint {
 }
 
 impl LoadedCheckpoint {
-    /// Opens the shards of all ranks, in the order of ranks.
+    /// Opens the shards of all ranks, in rank order.
     ///
     /// # Errors
     /// Files that are incomplete, or not the shards of one checkpoint.
@@ -96,7 +96,7 @@ impl LoadedCheckpoint {
         Self::open_some(&numbered, paths.len())
     }
 
-    /// Opens the shards of some of the `world` ranks that saved it, given with their ranks.
+    /// Opens the shards of some of the `world` ranks that saved it, each given with its rank.
     ///
     /// # Errors
     /// Those of [`LoadedCheckpoint::open`].
@@ -123,7 +123,7 @@ impl LoadedCheckpoint {
         Ok(Self { metadata: first.ok_or_else(none)?, shards })
     }
 
-    /// Reads a tensor from the shard that has it, as fp32 on the CPU.
+    /// Reads a tensor, as fp32 on the CPU, from the shard that contains it.
     pub(super) fn read(&self, name: &str) -> Result<Tensor, ModelError> {
         let shard = self.shards.iter().find(|shard| shard.contains(name));
         let missing = || ModelError::from(ModelFilesError::tensor(name, MISSING));
@@ -131,7 +131,7 @@ impl LoadedCheckpoint {
     }
 }
 
-/// A rank's requests for the end of a step. All ranks serve any rank's request, after the same step.
+/// A rank's requests for the end of a step. All ranks serve every rank's request after the same step.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StepRequests {
     /// Save a checkpoint.
@@ -142,19 +142,19 @@ pub struct StepRequests {
 
 /// Saves and loads the checkpoints of a phase.
 pub trait Checkpointer {
-    /// The checkpoint to resume from, if there is one.
+    /// The checkpoint to resume from, if any.
     fn load(&mut self) -> Option<LoadedCheckpoint>;
 
-    /// This rank's requests, asked before each step; steps count from 1.
+    /// This rank's requests, queried before each step. Steps count from 1.
     fn requests(&mut self, step: u64) -> StepRequests;
 
-    /// Memory for this rank's next shard; may block until the one before is written.
+    /// Memory for this rank's next shard. May block until the previous one is written.
     ///
     /// # Errors
     /// An earlier shard could not be saved.
     fn memory(&mut self) -> Result<SnapshotMemory, TrainError>;
 
-    /// Saves this rank's shard, in the background if it can.
+    /// Saves this rank's shard, in the background if possible.
     ///
     /// # Errors
     /// This shard or an earlier one could not be saved.

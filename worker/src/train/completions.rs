@@ -1,4 +1,4 @@
-//! Policy training on groups of completions: any loss of their tokens' log-probabilities.
+//! Policy training on groups of completions with any loss of their tokens' log-probabilities.
 
 use super::{MicroBatchLoss, Objective, RowShape, TrainError};
 use crate::model::{LanguageModel, Precision, packed_rows};
@@ -12,12 +12,12 @@ pub struct CompletionGroup {
     /// The id of the prompt in its data set.
     pub id: u64,
     pub prompt: Vec<u32>,
-    /// The completions' own tokens, each at least one.
+    /// The sampled tokens of the completions, at least one each.
     pub completions: Vec<Vec<u32>>,
 }
 
 impl CompletionGroup {
-    /// Tokens of its forward pass: the prompt's count once.
+    /// Number of tokens of its forward pass; the prompt counts once.
     pub fn cost(&self) -> usize {
         packed_rows(&self.sequences())
     }
@@ -32,7 +32,7 @@ impl CompletionGroup {
 pub struct PolicyGroups<'a> {
     pub model: &'a LanguageModel,
     pub groups: &'a [CompletionGroup],
-    /// One for each group.
+    /// The losses, one for each group.
     pub losses: &'a [GroupLoss],
     /// The metrics of the losses.
     pub metrics: &'static [Metric],
@@ -86,10 +86,10 @@ impl Objective for PolicyGroups<'_> {
     }
 }
 
-/// Groups as whole dialogues.
+/// Groups of whole dialogues.
 pub(crate) struct Sequences {
     pub(crate) sequences: Vec<Vec<Vec<u32>>>,
-    /// The position in each group where its completions start.
+    /// The position in each group at which its completions start.
     starts: Vec<usize>,
 }
 
@@ -99,7 +99,7 @@ impl Sequences {
         Self { sequences, starts }
     }
 
-    /// Every sequence and where its completion starts.
+    /// Every sequence and the position at which its completion starts.
     pub(crate) fn dialogues(&self) -> Vec<(&[u32], usize)> {
         let groups = self.sequences.iter().zip(&self.starts);
         groups.flat_map(|(group, &start)| group.iter().map(move |ids| (ids.as_slice(), start))).collect()

@@ -4,14 +4,14 @@ use foil_common::spec::{Job, Optimizer, Schedule, Sharding};
 
 use super::OrderKey;
 
-/// The settings of a training phase; the same on all ranks.
+/// The settings of a training phase, equal on all ranks.
 #[derive(Debug, Clone)]
 pub struct TrainConfig {
     pub order: OrderKey,
     pub epochs: u32,
-    /// Pairs or sequences per step over all ranks, or as near to it as whole rows come.
+    /// Number of pairs or sequences per step over all ranks, rounded to whole rows.
     pub batch_size: usize,
-    /// The learning rate at a schedule factor of 1.
+    /// The learning rate at schedule factor 1.
     pub peak_learning_rate: f64,
     pub optimizer: Optimizer,
     pub schedule: Schedule,
@@ -19,7 +19,7 @@ pub struct TrainConfig {
 }
 
 impl TrainConfig {
-    /// Supervised fine-tuning in `round`; 0 is before the first round.
+    /// Supervised fine-tuning in `round`; round 0 comes before the first round.
     pub fn sft(job: &Job, round: u32) -> Self {
         let step = &job.sft_step;
         Self {

@@ -10,14 +10,14 @@ use crate::objective::metrics::MetricSums;
 pub struct Demonstration {
     /// The row's id in its data set.
     pub id: u64,
-    /// Prompt and response; ends with EOS if the response is complete.
+    /// Prompt and response, with EOS at the end if the response is complete.
     pub ids: Vec<u32>,
     /// The index of the response's first token, from which the loss is computed.
     pub response_start: usize,
 }
 
-/// The mean negative log-likelihood of the global batch's response tokens: every token has the same weight,
-/// whatever the length of its response and whichever rank or micro-batch it is in.
+/// The mean negative log-likelihood of the global batch's response tokens. Every token has the same weight,
+/// regardless of the length of its response and of its rank or micro-batch.
 #[derive(Debug)]
 pub struct Demonstrations<'a> {
     model: &'a LanguageModel,

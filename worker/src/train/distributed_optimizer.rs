@@ -1,4 +1,4 @@
-//! The optimizer of a gang, by [`Sharding`].
+//! The optimizer of a gang, depending on [`Sharding`].
 
 use foil_common::spec::{Optimizer, Sharding};
 use foil_torch::c10d::BucketSizes;
@@ -25,8 +25,8 @@ pub(super) enum DistributedOptimizer<'a> {
 }
 
 impl<'a> DistributedOptimizer<'a> {
-    /// Creates the optimizer of `parameters`, which require gradients: FSDP if they are in shards. A gang of
-    /// one has nothing to shard, and uses DDP.
+    /// Creates the optimizer of `parameters`, which must require gradients; uses FSDP if they are sharded. A
+    /// gang of one has nothing to shard and uses DDP.
     pub(super) fn new(
         parameters: &Parameters,
         settings: &Optimizer,
@@ -59,7 +59,8 @@ impl<'a> DistributedOptimizer<'a> {
         }
     }
 
-    /// Whether ranks need each other in every forward and backward pass, so that all must run equally many.
+    /// Whether ranks need each other in every forward and backward pass, so that all must run the same number
+    /// of passes.
     pub(super) fn in_lockstep(&self) -> bool {
         matches!(self, Self::Fsdp(_))
     }
@@ -72,7 +73,7 @@ impl<'a> DistributedOptimizer<'a> {
         }
     }
 
-    /// Ends it, whether or not it failed; no gradient stays.
+    /// Ends the pass, whether or not it failed, and clears its gradients.
     pub(super) fn end_probe(&mut self) -> Result<(), TrainError> {
         self.zero_grad()?;
         match self {
@@ -81,7 +82,7 @@ impl<'a> DistributedOptimizer<'a> {
         }
     }
 
-    /// Updates so far: steps that were not skipped.
+    /// Number of updates so far: steps that were not skipped.
     pub(super) fn updates(&self) -> u64 {
         match self {
             Self::Ddp { optimizer, .. } => optimizer.updates(),
@@ -90,7 +91,7 @@ impl<'a> DistributedOptimizer<'a> {
         }
     }
 
-    /// This rank's shard of the optimizer's state, by name; also of the parameters, if they are sharded.
+    /// This rank's shard of the optimizer's state, and of the parameters if they are sharded, by name.
     pub(super) fn state(&self, names: &[String], info: RankInfo) -> Vec<(String, &Tensor)> {
         match self {
             Self::Ddp { optimizer, .. } => {
@@ -102,7 +103,7 @@ impl<'a> DistributedOptimizer<'a> {
         }
     }
 
-    /// Restores the state of a checkpoint, which any number of ranks saved.
+    /// Restores the state from a checkpoint, which may come from any number of ranks.
     pub(super) fn restore(&mut self, names: &[String], saved: &LoadedCheckpoint) -> Result<(), ModelError> {
         let updates = saved.metadata.updates;
         match self {
@@ -135,7 +136,7 @@ impl<'a> DistributedOptimizer<'a> {
         }
     }
 
-    /// Runs backward of the step's last micro-batch (`None` on a rank without rows), then sums gradients over
+    /// Runs backward of the step's last micro-batch (`None` on a rank without rows) and sums gradients over
     /// the ranks.
     pub(super) fn reduce(&mut self, loss: Option<&Tensor>) -> Result<(), TrainError> {
         match self {
@@ -162,7 +163,7 @@ impl<'a> DistributedOptimizer<'a> {
         }
     }
 
-    /// Clips the summed gradients, whose norm is `norm`, to `limit` and updates the parameters.
+    /// Clips the summed gradients, whose norm is `norm`, to `limit`, and updates the parameters.
     pub(super) fn step(
         &mut self,
         norm: f64,

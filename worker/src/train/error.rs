@@ -58,7 +58,7 @@ impl TrainError {
     }
 }
 
-/// The first eight names, and how many more there are.
+/// The first eight names and the number of further ones.
 pub(super) fn first(names: &[String]) -> String {
     const SHOWN: usize = 8;
     match names.len().checked_sub(SHOWN) {

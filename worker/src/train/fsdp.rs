@@ -1,9 +1,10 @@
 //! ZeRO stage 3 (Rajbhandari et al. 2020), as in PyTorch's FSDP (Zhao et al. 2023): parameters, gradients and
 //! the optimizer's state are all sharded over the ranks.
 //!
-//! A unit of parameters is gathered in the compute precision before it is used, in the forward and again in
-//! the backward pass, and its gradients are summed over the ranks as soon as backward has them all; see
-//! [`foil_torch::c10d::ShardStore`]. Ranks gather in turn, so all of them run as many micro-batches.
+//! A unit of parameters is gathered in the compute precision before each use, once in the forward and once in
+//! the backward pass. Its gradients are summed over the ranks as soon as backward has computed all of them;
+//! see [`foil_torch::c10d::ShardStore`]. Ranks gather in the same order, so all of them run the same number
+//! of micro-batches.
 
 use std::rc::Rc;
 
@@ -39,15 +40,15 @@ impl<'a> Fsdp<'a> {
         Ok(self.shards.store().discard_gradients()?)
     }
 
-    /// Runs backward of a micro-batch; gradients are summed over the ranks, and added to those of the step's
+    /// Runs backward of a micro-batch. Gradients are summed over the ranks and added to those of the step's
     /// other micro-batches.
     pub(super) fn backward(&mut self, loss: &Tensor) -> Result<(), TrainError> {
         foil_torch::autograd::backward(loss)?;
         Ok(self.shards.store().finish_backward()?)
     }
 
-    /// Begins a rehearsal, in which this rank needs no other: the ranks may run out of memory at different
-    /// points.
+    /// Begins a rehearsal in which this rank does not need the others: the ranks may run out of memory at
+    /// different points.
     pub(super) fn begin_probe(&mut self) -> Result<(), TrainError> {
         self.shards.store().release()?;
         self.shards.store().disconnect();
@@ -80,7 +81,7 @@ impl<'a> Fsdp<'a> {
         self.optimizer.masters().chain(self.optimizer.moments())
     }
 
-    /// Restores this rank's shards from a checkpoint, which any number of ranks saved.
+    /// Restores this rank's shards from a checkpoint, which may come from any number of ranks.
     pub(super) fn restore(&mut self, saved: &LoadedCheckpoint) -> Result<(), ModelError> {
         self.shards.store().release()?;
         self.optimizer.restore_masters(saved)?;
@@ -90,7 +91,7 @@ impl<'a> Fsdp<'a> {
 
 impl Drop for Fsdp<'_> {
     fn drop(&mut self) {
-        // Gathered parameters and gradients would outlive the training of a model that is saved next.
+        // Otherwise gathered parameters and gradients would stay in memory while the trained model is saved.
         let freed = self.shards.store().discard_gradients();
         if let Err(error) = freed.and_then(|()| self.shards.store().release()) {
             tracing::debug!(%error, "the shards could not be freed");

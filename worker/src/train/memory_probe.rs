@@ -1,5 +1,5 @@
-//! Probes memory with a phase's largest micro-batch before the first step, so that memory runs out at the
-//! start if it does.
+//! Probes memory with a phase's largest micro-batch before the first step, so that a phase that runs out of
+//! memory does so at the start.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
@@ -12,7 +12,7 @@ use super::{Objective, RowShape, StepPlan, TrainError, Trainer};
 pub(super) struct MicroBatching<'a> {
     pub(super) batches: &'a [Vec<usize>],
     pub(super) shapes: &'a [RowShape],
-    /// Maximum tokens of a micro-batch.
+    /// Maximum number of tokens of a micro-batch.
     pub(super) budget: usize,
 }
 
@@ -29,8 +29,8 @@ impl MicroBatching<'_> {
 }
 
 /// Halves the token budget until a forward and backward pass of each rank's largest micro-batch fits in
-/// memory, next to the optimizer's state and the reducer's buckets. Gradients are zero afterwards. All ranks
-/// call it and get the same budget.
+/// memory, in addition to the optimizer's state and the reducer's buckets. Gradients are zero afterwards. All
+/// ranks must call it and get the same budget.
 ///
 /// # Errors
 /// [`TrainError::OutOfMemory`] if a single row does not fit; those of the objective and of the gang.
@@ -43,7 +43,7 @@ pub(super) fn find_micro_batch_tokens(
         let (rows, tokens) = batching.largest(trainer);
         let shortage = out_of_memory(|| trainer.probe(objective, &rows))?;
         trainer.end_probe()?;
-        // Whether any rank has too little memory, and whether any of those has nothing left to batching.
+        // Whether any rank is short of memory, and whether any of those cannot reduce its batch further.
         let is_single = shortage.is_some() && rows.len() == 1;
         let mut ranks = [f64::from(u8::from(shortage.is_some())), f64::from(u8::from(is_single))];
         trainer.gang().all_reduce_values(&mut ranks)?;
@@ -57,7 +57,7 @@ pub(super) fn find_micro_batch_tokens(
             let detail = shortage.unwrap_or_else(|| "on another rank".to_owned());
             return Err(TrainError::OutOfMemory { row, tokens, detail });
         }
-        // Ranks whose plans differ would run other numbers of micro-batches.
+        // Ranks with different plans would run different numbers of micro-batches.
         let most = trainer.gang().all_gather(&Tensor::from_slice(&[tokens as i64]))?.max();
         let most = most.int64_value(&[]).max(2) as usize;
         let smaller = (batching.budget.min(most) / 2).max(1);
@@ -71,7 +71,7 @@ pub(super) fn find_micro_batch_tokens(
     }
 }
 
-/// libtorch's message if `work` runs out of memory. Some of tch's functions panic with it.
+/// libtorch's message if `work` runs out of memory. Some functions of tch panic with that message.
 fn out_of_memory(work: impl FnOnce() -> Result<(), TrainError>) -> Result<Option<String>, TrainError> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(())) => Ok(None),

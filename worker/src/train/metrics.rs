@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// Metrics of one step over the whole gang; equal on all ranks except for `seconds` and `collective_wait`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {
-    /// From 1.
+    /// The step's number, from 1.
     pub step: u64,
     pub steps: u64,
     /// The normalized loss, before the step's update.
@@ -17,24 +17,24 @@ pub struct StepMetrics {
     /// Global norm of the gradient before clipping.
     pub grad_norm: f64,
     pub learning_rate: f64,
-    /// Pairs or responses in the global batch.
+    /// Number of pairs or responses in the global batch.
     pub rows: usize,
-    /// Tokens in the global batch, without padding.
+    /// Number of tokens in the global batch, without padding.
     pub tokens: usize,
     pub seconds: f64,
-    /// Time for which this rank waited for the others; none on a GPU, whose host does not wait, and in a
-    /// gang of one.
+    /// Time that this rank waited for the others. `None` on a GPU, whose host does not wait, and in a gang
+    /// of one.
     #[serde(skip)]
     pub collective_wait: Option<Duration>,
-    /// The update was skipped because the loss or the gradient was not finite.
+    /// Whether the update was skipped because the loss or the gradient was not finite.
     pub skipped: bool,
-    /// The objective's own metrics.
+    /// The metrics specific to the objective.
     pub objective: Vec<(Cow<'static, str>, f64)>,
 }
 
 impl StepMetrics {
-    /// For a `StepReport`: loss, grad_norm, learning_rate, rows, tokens, seconds, skipped (0 or 1) and the
-    /// objective's own metrics.
+    /// Metrics for a `StepReport`: loss, grad_norm, learning_rate, rows, tokens, seconds, skipped (0 or 1)
+    /// and those of the objective.
     pub fn metrics(&self) -> Vec<v1::Metric> {
         let own = [
             ("loss", self.loss),
@@ -59,16 +59,16 @@ pub struct Summary {
     pub first_loss: f64,
     /// Mean over the last epoch's steps that were not skipped.
     pub loss: f64,
-    /// Tokens of all steps, without padding.
+    /// Number of tokens of all steps, without padding.
     pub tokens: u64,
     pub seconds: f64,
-    /// The objective's own metrics, averaged as `loss` is, and its metrics of the data.
+    /// The objective's metrics, averaged like `loss`, and its metrics of the data.
     pub objective: Vec<(Cow<'static, str>, f64)>,
 }
 
 impl Summary {
-    /// For a `GangResult`: loss, first_loss, steps, skipped_steps, tokens, seconds and the objective's own
-    /// metrics.
+    /// Metrics for a `GangResult`: loss, first_loss, steps, skipped_steps, tokens, seconds and those of the
+    /// objective.
     pub fn metrics(&self) -> Vec<v1::Metric> {
         let own = [
             ("loss", self.loss),
@@ -82,7 +82,7 @@ impl Summary {
         own.into_iter().chain(objective).map(|(name, value)| metric(name, value)).collect()
     }
 
-    /// Summarizes a phase's steps, of which the last `steps_per_epoch` are the last epoch's.
+    /// Summarizes a phase's steps; the last `steps_per_epoch` form the last epoch.
     pub(super) fn of(steps: &[StepMetrics], steps_per_epoch: usize) -> Self {
         let last = &steps[steps.len().saturating_sub(steps_per_epoch)..];
         let taken: Vec<&StepMetrics> = last.iter().filter(|metrics| !metrics.skipped).collect();

@@ -1,6 +1,7 @@
 //! Training: all ranks of a gang take each step together, over one global batch.
 //!
-//! A phase builds an [`Objective`] (rows and a model) and a [`TrainConfig`], and gets one report per step:
+//! A phase builds an [`Objective`] (rows and a model) and a [`TrainConfig`], and receives one report per
+//! step:
 //!
 //! ```ignore
 //! let objective = PairRanking::new(&model, &human, &golden, Precision::Fp32, Normalization::Global).with_loss(loss);

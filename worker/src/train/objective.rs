@@ -15,7 +15,7 @@ pub trait Objective {
 
     fn shape(&self, row: usize) -> RowShape;
 
-    /// A row's name in errors: its data set and id.
+    /// A row's name for errors: its data set and id.
     fn row_name(&self, row: usize) -> String;
 
     /// The loss of some rows, on this rank's device.
@@ -24,7 +24,7 @@ pub trait Objective {
     /// Rows that cannot be packed into a batch.
     fn loss(&self, rows: &[usize]) -> Result<MicroBatchLoss, TrainError>;
 
-    /// Called after each update on all ranks, with gradients off. For objectives that constrain parameters.
+    /// Called after each update on all ranks, without gradients. For objectives that constrain parameters.
     fn after_update(&self) {}
 
     /// The denominator of the loss.

@@ -26,7 +26,7 @@ struct Group {
 }
 
 impl AdamW {
-    /// `parameters` come with whether each decays.
+    /// Creates the optimizer. Each of `parameters` is paired with whether it decays.
     pub fn new<'a>(parameters: impl IntoIterator<Item = (&'a Tensor, bool)>, settings: &Optimizer) -> Self {
         let mut groups = [Group::new(settings.weight_decay), Group::new(0.0)];
         for (number, (parameter, decays)) in parameters.into_iter().enumerate() {
@@ -67,7 +67,7 @@ impl AdamW {
         Ok(())
     }
 
-    /// Updates taken so far.
+    /// Number of updates taken so far.
     pub(super) fn updates(&self) -> u64 {
         let steps = self.groups.first().and_then(|group| group.steps.first());
         steps.map_or(0, |steps| steps.double_value(&[]) as u64)
@@ -81,7 +81,7 @@ impl AdamW {
         })
     }
 
-    /// Restores the state after `updates`; `moments` returns those of the parameter with an index.
+    /// Restores the state after `updates`; `moments` returns the moments of the parameter with a given index.
     ///
     /// # Errors
     /// Those of `moments`.
@@ -103,15 +103,15 @@ impl AdamW {
         Ok(())
     }
 
-    /// First and second moments, in the order of [`AdamW::new`]'s parameters that decay, then of those that
-    /// do not.
+    /// First and second moments, in the order of [`AdamW::new`]'s parameters: first those that decay, then
+    /// those that do not.
     #[cfg(test)]
     pub(super) fn moments(&self) -> impl Iterator<Item = (&Tensor, &Tensor)> {
         self.groups.iter().flat_map(|group| group.exp_avg.iter().zip(&group.exp_avg_sq))
     }
 }
 
-/// A parameter's moments under their names in a checkpoint.
+/// A parameter's moments with their names in a checkpoint.
 pub(super) fn by_name<'t>(name: &str, [mean, square]: [&'t Tensor; 2]) -> [(String, &'t Tensor); 2] {
     [(format!("{MEAN}{name}"), mean), (format!("{SQUARE}{name}"), square)]
 }
@@ -151,7 +151,7 @@ pub(super) fn global_norm(gradients: &[Tensor]) -> Result<Tensor, TrainError> {
     Ok(foil_torch::ops::global_norm(gradients)?)
 }
 
-/// Clips gradients of global norm `norm` to `limit` as `torch.nn.utils.clip_grad_norm_` does: scales them by
+/// Clips gradients of global norm `norm` to `limit` like `torch.nn.utils.clip_grad_norm_`: scales them by
 /// limit / (norm + 1e-6) if that is below 1.
 pub(super) fn clip(gradients: &[Tensor], norm: f64, limit: f64) -> Result<(), TrainError> {
     let coefficient = limit / (norm + 1e-6);

@@ -1,4 +1,4 @@
-//! The order of a phase's rows: a function of (seed, round, epoch) alone.
+//! The order of a phase's rows, which is a function of (seed, round, epoch) alone.
 
 use std::ops::Range;
 
@@ -10,17 +10,17 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 pub struct OrderKey {
     /// The job's seed.
     pub seed: u64,
-    /// 0 before the first round.
+    /// The round; 0 before the first.
     pub round: u32,
 }
 
 /// Splits one epoch over several sets into global batches of `batch` rows; the last one may be smaller.
 ///
 /// Row numbers count through the sets: the first has rows 0 … n₀ − 1, the next n₀ … n₀ + n₁ − 1. Every row
-/// occurs exactly once. Each set is shuffled on its own (Fisher–Yates, ChaCha12); then the sets are
+/// occurs exactly once. Each set is shuffled separately (Fisher–Yates, ChaCha12). The sets are then
 /// interleaved in fixed proportion: row j of a shuffled set of n rows is at (j + ½)/n of the epoch, and ties
-/// go to the earlier set. So any k consecutive rows hold k·n/Σn rows of a set of n rows, within one row for
-/// two sets.
+/// go to the earlier set. So any k consecutive rows contain k·n/Σn rows of a set of n rows, within one row
+/// for two sets.
 ///
 /// Ranks, lengths and token budgets have no influence, so global batches are the same on any number of
 /// machines.
@@ -71,7 +71,7 @@ fn generator(key: OrderKey, epoch: u32, set: usize) -> ChaCha12Rng {
     ChaCha12Rng::from_seed(bytes)
 }
 
-/// A Fisher–Yates shuffle, implemented here so that a library's new version cannot change a job's order.
+/// A Fisher–Yates shuffle, implemented here so that a new version of a library cannot change a job's order.
 fn shuffled(rows: Range<usize>, mut random: ChaCha12Rng) -> Vec<usize> {
     let mut rows: Vec<usize> = rows.collect();
     for last in (1..rows.len()).rev() {
@@ -81,8 +81,8 @@ fn shuffled(rows: Range<usize>, mut random: ChaCha12Rng) -> Vec<usize> {
     rows
 }
 
-/// A uniform number below `bound`. Rejects the incomplete last multiple of `bound` below 2⁶⁴, so it is
-/// unbiased.
+/// A uniform number below `bound`. Unbiased, because it rejects numbers beyond the last complete multiple of
+/// `bound` below 2⁶⁴.
 fn below(random: &mut ChaCha12Rng, bound: u64) -> u64 {
     let reject_from = u64::MAX - u64::MAX % bound;
     loop {

@@ -10,7 +10,7 @@ use crate::objective::metrics::{Metric, MetricSums};
 use crate::objective::reward::{ScoredPairs, objective_of, pair_loss};
 
 /// A response that is preferred to one or more others to the same prompt, as tokens: a human pair, or a
-/// golden response against completions. All are whole dialogues; their common prefix is computed once.
+/// golden response against completions. All are whole dialogues, and their common prefix is computed once.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Comparison {
     /// The row's id in its data set.
@@ -123,8 +123,8 @@ impl Objective for PairRanking<'_> {
         Ok(MicroBatchLoss { loss: pair_loss(objective_of(&self.loss), &scored, golden), metrics })
     }
 
-    /// The head's input is normalized, so clipping the head bounds the scores, for a loss that has no lower
-    /// bound itself.
+    /// For a loss without a lower bound, clipping the head bounds the scores, since the head's input is
+    /// normalized.
     fn after_update(&self) {
         if let Some(bound) = self.loss.weight_clip() {
             self.model.clip_head(bound);
@@ -159,7 +159,7 @@ struct Pairs {
 }
 
 impl Pairs {
-    /// The pairs of `comparisons`, which come with whether each is golden.
+    /// The pairs of `comparisons`, each given with whether it is golden.
     fn new<'c>(comparisons: impl Iterator<Item = (&'c Comparison, bool)>) -> Self {
         let mut pairs = Self::default();
         let mut chosen = 0;

@@ -1,15 +1,15 @@
 //! Splits a global batch into the micro-batches of each rank.
 
-/// A row's sizes, from which steps are planned.
+/// A row's sizes, used to plan steps.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RowShape {
-    /// Tokens of its forward pass: the sequences' common prefix counts once.
+    /// Number of tokens of its forward pass; the sequences' common prefix counts once.
     pub cost: usize,
-    /// Tokens of all its sequences.
+    /// Number of tokens of all its sequences.
     pub tokens: usize,
-    /// Items toward the batch size: the pairs of a comparison, the completions of a group.
+    /// Number of items toward the batch size: the pairs of a comparison, or the completions of a group.
     pub items: usize,
-    /// Its part of the loss's denominator: the sum of its pairs' weights, or its response tokens.
+    /// Its share of the loss's denominator: the sum of its pairs' weights, or its response tokens.
     pub weight: f64,
 }
 
@@ -18,17 +18,17 @@ pub struct RowShape {
 pub struct StepPlan {
     /// The rows of the global batch, in order.
     pub rows: Vec<usize>,
-    /// This rank's micro-batches, longest rows first; may be empty if there are fewer rows than ranks.
+    /// This rank's micro-batches, longest rows first. Empty if the batch has no rows for this rank.
     pub micro_batches: Vec<Vec<usize>>,
-    /// Micro-batches of all ranks together.
+    /// Number of micro-batches of all ranks together.
     pub gang_micro_batches: usize,
-    /// Micro-batches of the rank that has the most.
+    /// Number of micro-batches of the rank that has the most.
     pub most_micro_batches: usize,
     /// Σ weight over the global batch: the loss's denominator.
     pub weight: f64,
-    /// Tokens of the global batch's sequences.
+    /// Number of tokens of the global batch's sequences.
     pub tokens: usize,
-    /// Pairs or responses of the global batch.
+    /// Number of pairs or responses in the global batch.
     pub items: usize,
 }
 
@@ -41,8 +41,8 @@ pub struct RankInfo {
 }
 
 impl StepPlan {
-    /// Plans one global batch for one rank. `shapes` holds all rows of the phase; `budget` bounds the
-    /// tokens that a micro-batch reads (a row that has more by itself gets a micro-batch of its own).
+    /// Plans one global batch for one rank. `shapes` contains all rows of the phase. `budget` bounds the
+    /// tokens that a micro-batch reads; a row that exceeds it gets a micro-batch of its own.
     ///
     /// Every rank plans for all ranks, so they need not communicate.
     pub fn new(rows: &[usize], shapes: &[RowShape], info: RankInfo, budget: usize) -> Self {
@@ -68,8 +68,9 @@ impl StepPlan {
     }
 }
 
-/// Distributes rows over `world` ranks with nearly equal numbers of tokens: longest row first, each to the
-/// rank with the fewest tokens so far, ties to the lowest rank. Rows of equal length keep their order.
+/// Distributes rows over `world` ranks with nearly equal numbers of tokens. The longest row goes first, each
+/// to the rank with the fewest tokens so far, and ties go to the lowest rank. Rows of equal length keep their
+/// order.
 pub fn distribute(rows: &[usize], shapes: &[RowShape], world: usize) -> Vec<Vec<usize>> {
     let mut sorted = rows.to_vec();
     sorted.sort_by_key(|&row| std::cmp::Reverse(shapes[row].cost));

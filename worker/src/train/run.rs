@@ -21,16 +21,16 @@ pub enum Ended {
     Stopped { step: u64 },
 }
 
-/// Trains `parameters`, those of `objective`'s model, over all rows and epochs, or the rest of them after the
+/// Trains `parameters` of `objective`'s model over all rows and epochs, or over the rest of them after the
 /// checkpoint that `checkpointer` loads.
 ///
-/// The largest micro-batch is tried first; if it does not fit in memory, micro-batches get smaller.
+/// The largest micro-batch is tried first. If it does not fit in memory, micro-batches get smaller.
 ///
 /// `report` is called for every step in order, including those before the checkpoint. Afterwards the
 /// parameters still require gradients.
 ///
 /// # Errors
-/// [`TrainError::NoRows`]; [`TrainError::OutOfMemory`]; [`TrainError::CheckpointMismatch`]; else those of
+/// [`TrainError::NoRows`]; [`TrainError::OutOfMemory`]; [`TrainError::CheckpointMismatch`]; those of
 /// [`Trainer::step`] and of the checkpointer.
 pub fn train(
     objective: &dyn Objective,
@@ -90,8 +90,8 @@ pub fn train(
     Ok(Ended::Done(summary))
 }
 
-/// Restores the checkpoint, if there is one. Returns the metrics of its steps and the micro-batch size to
-/// continue with.
+/// Restores the checkpoint, if any. Returns the metrics of its steps and the micro-batch size to continue
+/// with.
 fn resume(
     trainer: &mut Trainer<'_>,
     checkpointer: &mut dyn Checkpointer,

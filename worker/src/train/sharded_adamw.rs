@@ -1,4 +1,4 @@
-//! AdamW over the ranks of a gang, each of which holds the state of its shards and updates them.
+//! AdamW over the ranks of a gang. Each rank holds the state of its shards and updates them.
 
 use std::ops::Range;
 
@@ -12,7 +12,7 @@ use super::{AdamW, TrainError};
 use crate::collective::Gang;
 use crate::model::{ModelError, ShardedUnit, overlap, shard_range};
 
-/// AdamW of a rank's shards of units, whose gradients autograd or a reduction puts beside them.
+/// AdamW for a rank's shards of units. Autograd or a reduction stores each gradient with its shard.
 pub(super) struct ShardedAdamW<'a> {
     gang: &'a Gang,
     /// In the order of the optimizer's parameters.
@@ -21,13 +21,13 @@ pub(super) struct ShardedAdamW<'a> {
     device: Device,
 }
 
-/// A run of parameters of a unit that share a weight decay.
+/// A range of a unit's parameters with the same weight decay.
 struct Run {
     name: String,
     decays: bool,
-    /// Its elements within the unit.
+    /// The range of its elements in the unit.
     range: Range<i64>,
-    /// Elements of the whole unit.
+    /// Number of elements of the whole unit.
     unit_elements: i64,
 }
 
@@ -35,16 +35,16 @@ struct Run {
 struct Part {
     run: Run,
     range: Range<i64>,
-    /// The unit's shard, which has the gradient.
+    /// The unit's shard, which holds the gradient.
     shard: Tensor,
-    /// Where the part begins in the shard.
+    /// Offset of the part in the shard.
     start: i64,
-    /// The masters, part of the shard.
+    /// The masters, a part of the shard.
     masters: Tensor,
 }
 
 impl Run {
-    /// The elements that `rank` of `world` ranks holds.
+    /// The elements held by `rank` of `world` ranks.
     fn held_by(&self, rank: usize, world: usize) -> Range<i64> {
         overlap(&self.range, &shard_range(self.unit_elements, rank, world))
     }
@@ -56,7 +56,7 @@ impl Run {
 }
 
 impl<'a> ShardedAdamW<'a> {
-    /// `units` are the same on all ranks but for their shards.
+    /// Creates the optimizer. `units` must be the same on all ranks except for their shards.
     pub(super) fn new<'u>(
         units: impl Iterator<Item = &'u ShardedUnit>,
         settings: &Optimizer,
@@ -108,7 +108,7 @@ impl<'a> ShardedAdamW<'a> {
         self.parts.iter().map(Part::gradient).collect()
     }
 
-    /// Updates taken so far.
+    /// Number of updates taken so far.
     pub(super) fn updates(&self) -> u64 {
         self.optimizer.updates()
     }
@@ -128,7 +128,8 @@ impl<'a> ShardedAdamW<'a> {
         self.parts.iter().map(move |part| (name(&part.run), &part.masters))
     }
 
-    /// Restores the shards from a checkpoint with [`ShardedAdamW::masters`], which any number of ranks saved.
+    /// Restores the shards from a checkpoint with [`ShardedAdamW::masters`], which may come from any number
+    /// of ranks.
     pub(super) fn restore_masters(&self, saved: &LoadedCheckpoint) -> Result<(), ModelError> {
         for part in &self.parts {
             let masters = part.read(saved, PARAMETER)?;
@@ -137,7 +138,7 @@ impl<'a> ShardedAdamW<'a> {
         Ok(())
     }
 
-    /// Restores the moments from a checkpoint, which any number of ranks saved.
+    /// Restores the moments from a checkpoint, which may come from any number of ranks.
     pub(super) fn restore_moments(&mut self, saved: &LoadedCheckpoint) -> Result<(), ModelError> {
         let parts = &self.parts;
         self.optimizer.restore(saved.metadata.updates, |number| {
@@ -176,7 +177,7 @@ impl Part {
         Some(Self { run, range, shard: shard.shallow_clone(), start, masters })
     }
 
-    /// The gradient, part of the shard's; zero before a backward pass.
+    /// The gradient, a part of the shard's; zero before a backward pass.
     fn gradient(&self) -> Tensor {
         let length = self.range.end - self.range.start;
         match self.shard.grad() {
@@ -185,7 +186,7 @@ impl Part {
         }
     }
 
-    /// Reads the part from the ranks' parts in a checkpoint.
+    /// Assembles the part from the ranks' parts in a checkpoint.
     fn read(&self, saved: &LoadedCheckpoint, prefix: &str) -> Result<Tensor, ModelError> {
         let read = Tensor::zeros([self.range.end - self.range.start], (Kind::Float, tch::Device::Cpu));
         let world = saved.metadata.world;

@@ -1,4 +1,4 @@
-//! A rank's state in host memory, copied while training waits and written while it continues.
+//! A rank's state in host memory. It is copied while training waits, and written while training continues.
 
 use std::path::Path;
 
@@ -10,19 +10,19 @@ use super::TrainError;
 use crate::model::writer::{HostBytes, Sink, WeightsFile};
 use crate::model::{ModelError, SaveDtype};
 
-/// Elements of a block. The allocator of pinned memory rounds up to a power of two, so that one block of
-/// everything could take twice its size.
+/// Number of elements of a block. The allocator of pinned memory rounds up to a power of two, so a single
+/// block for everything could take twice its size.
 const BLOCK: i64 = 1 << 24;
-/// Elements that are hashed and written at a time.
+/// Number of elements that are hashed and written at a time.
 const PIECE: i64 = 1 << 20;
 
-/// Host memory for the snapshots of a phase, pinned if they come from a GPU. It is allocated for the first
-/// one and used again for all others.
+/// Host memory for the snapshots of a phase, pinned for snapshots from a GPU. It is allocated for the first
+/// snapshot and reused for all others.
 #[derive(Debug)]
 pub struct SnapshotMemory {
-    /// Fp32, filled one after the other.
+    /// The blocks, fp32, filled one after the other.
     blocks: Vec<Tensor>,
-    /// Elements of a block; the last one may have fewer.
+    /// Number of elements of a block; the last one may have fewer.
     block: i64,
 }
 
@@ -46,7 +46,7 @@ impl SnapshotMemory {
         Ok(())
     }
 
-    /// The blocks' parts that hold elements `start .. end`, with where they begin.
+    /// The parts of the blocks that hold elements `start .. end`, with their offsets.
     fn parts(&self, start: i64, end: i64) -> impl Iterator<Item = (i64, Tensor)> {
         let blocks = self.blocks.iter().zip((0..).step_by(self.block as usize));
         blocks.filter_map(move |(block, offset)| {
@@ -56,18 +56,18 @@ impl SnapshotMemory {
     }
 }
 
-/// Tensors as they were at one moment, in host memory.
+/// A copy of tensors in host memory at one moment.
 #[derive(Debug)]
 pub(super) struct Snapshot {
-    /// Names and shapes in the order in which the elements lie in memory.
+    /// Names and shapes, in the order of the elements in memory.
     layout: Vec<(String, Vec<i64>)>,
     elements: i64,
     memory: SnapshotMemory,
 }
 
 impl Snapshot {
-    /// Copies tensors on `device` into `memory`. On a GPU all copies run beside each other, and the host
-    /// waits once.
+    /// Copies tensors on `device` into `memory`. On a GPU all copies run concurrently, and the host waits
+    /// once.
     pub(super) fn of(
         mut tensors: Vec<(String, &Tensor)>,
         device: Device,
@@ -116,7 +116,7 @@ mod tests {
 
     use super::*;
 
-    /// Names that are not in their order, tensors over the bounds of blocks, and one without elements.
+    /// Includes names out of order, tensors that cross the bounds of blocks, and a tensor without elements.
     fn tensors(factor: f64) -> Vec<(String, Tensor)> {
         let numbers = |count: i64| (Tensor::arange(count, (Kind::Float, Device::Cpu)) - 7.0) * factor;
         let named = [
@@ -167,7 +167,7 @@ mod tests {
         let memory = first.into_memory();
         let counted = CpuMemory::count().unwrap();
         let second = Snapshot::of(borrowed(&state), Device::Cpu, memory).unwrap();
-        // A transposed matrix is laid out.
+        // A transposed matrix is made contiguous.
         assert!(counted.peak() <= 12 * 4, "{} bytes for {elements} elements", counted.peak());
         drop(second);
         drop(counted);

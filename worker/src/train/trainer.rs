@@ -1,4 +1,5 @@
-//! A training step: forward and backward of every micro-batch, the sum over ranks, the optimizer's update.
+//! A training step: forward and backward of every micro-batch, the sum over ranks, and the optimizer's
+//! update.
 
 #![expect(clippy::disallowed_methods, reason = "steps are timed")]
 
@@ -31,15 +32,15 @@ pub struct Trainer<'a> {
     names: Vec<String>,
     parameters: Vec<Tensor>,
     device: Device,
-    /// Steps of the whole phase.
+    /// Number of steps of the whole phase.
     steps: u64,
-    /// Steps taken, skipped ones included.
+    /// Number of steps taken, including skipped ones.
     step: u64,
 }
 
 impl<'a> Trainer<'a> {
     /// Makes `parameters` require gradients. They must be bitwise equal on all ranks, and nothing else may
-    /// replace their gradients while the trainer lives.
+    /// replace their gradients during the trainer's lifetime.
     ///
     /// # Errors
     /// Those of [`Gang::gradients`].
@@ -50,7 +51,7 @@ impl<'a> Trainer<'a> {
         gang: &'a Gang,
     ) -> Result<Self, TrainError> {
         parameters.set_requires_grad(true);
-        // The optimizer saves and restores parameters in shards.
+        // For shards, the optimizer saves and restores the parameters.
         let whole = || parameters.iter().filter(|_| parameters.shards().is_none());
         Ok(Self {
             config,
@@ -71,8 +72,8 @@ impl<'a> Trainer<'a> {
 
     /// Lets the reducer build its buckets with two discarded backward passes over the shortest of this rank's
     /// rows. The buckets determine the order of sums over ranks, so they must exist before the first real
-    /// step. They follow the order in which rank 0's backward reaches parameters, which is the same for
-    /// every batch. A gang of one skips this.
+    /// step. Their order is that in which rank 0's backward reaches parameters, which is the same for every
+    /// batch. A gang of one skips this.
     ///
     /// # Errors
     /// Those of the objective and of the reducer.
@@ -104,13 +105,13 @@ impl<'a> Trainer<'a> {
         self.optimizer.accumulate(&output.loss)
     }
 
-    /// Clears all gradients after a probe, also after one that failed.
+    /// Clears all gradients after a probe, even if it failed.
     pub(super) fn end_probe(&mut self) -> Result<(), TrainError> {
         self.optimizer.end_probe()
     }
 
     /// Copies this rank's shard of the parameters and of the optimizer's state into `memory`. Training, which
-    /// stopped for it when it had `begun`, waits only for this.
+    /// stopped for the checkpoint at `begun`, waits only for this copy.
     pub(super) fn checkpoint_shard(
         &self,
         begun: Instant,
@@ -131,10 +132,10 @@ impl<'a> Trainer<'a> {
         Ok(CheckpointShard { begun, metadata, snapshot: Snapshot::of(state.collect(), self.device, memory)? })
     }
 
-    /// Restores the state of a checkpoint, which any number of ranks saved.
+    /// Restores the state from a checkpoint, which may come from any number of ranks.
     ///
     /// # Errors
-    /// Files that cannot be read or belong to another model; names the tensor.
+    /// Files that cannot be read or belong to another model. The error names the tensor.
     pub(super) fn restore(&mut self, saved: &LoadedCheckpoint) -> Result<(), TrainError> {
         for (name, parameter) in self.names.iter().zip(&self.parameters) {
             let tensor = saved.read(&format!("{PARAMETER}{name}"))?;
@@ -151,14 +152,14 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Takes one step over a global batch planned for this rank. Returns its metrics and the requests of all
-    /// ranks together.
+    /// Takes one step over a global batch planned for this rank. Returns its metrics and the combined
+    /// requests of all ranks.
     ///
     /// The host waits for the device once, to read the loss, the gradient norm and all ranks' requests.
     ///
     /// # Errors
-    /// [`TrainError::NonFinite`] on all ranks, unless the job skips such steps; else those of the objective,
-    /// of backward and of the collectives.
+    /// [`TrainError::NonFinite`] on all ranks, unless the job skips such steps; those of the objective, of
+    /// backward and of the collectives.
     pub fn step(
         &mut self,
         objective: &dyn Objective,
@@ -171,7 +172,7 @@ impl<'a> Trainer<'a> {
         let requests = self.to_device(requests);
         let sums = self.accumulate(objective, plan)?;
         let norm = self.optimizer.norm()?;
-        // Rank 0's norm clips on all ranks: GPUs of different models may round it differently.
+        // All ranks clip with rank 0's norm: GPUs of different models may round it differently.
         let norm = if self.gang.rank() == 0 { norm } else { norm.zeros_like() };
         let mut totals = Tensor::cat(&[norm, sums, requests], 0);
         self.gang.all_reduce(&mut totals)?;
@@ -214,13 +215,13 @@ impl<'a> Trainer<'a> {
 
     /// `[2]`, fp64: a request is agreed if the sum over ranks is above 0.
     fn to_device(&self, requests: StepRequests) -> Tensor {
-        // Numbers that travel with a kernel's launch: a copy from the host would wait for the device.
+        // These numbers travel with a kernel's launch: a copy from the host would wait for the device.
         let number =
             |request: bool| Tensor::full([1], f64::from(u8::from(request)), (Kind::Double, self.device));
         Tensor::cat(&[number(requests.checkpoint), number(requests.stop)], 0)
     }
 
-    /// Runs all of this rank's micro-batches; the last backward sums gradients over the gang. Returns this
+    /// Runs all of this rank's micro-batches. The last backward sums gradients over the gang. Returns this
     /// rank's loss and the objective's metric sums, `[1 + metrics]`, fp64.
     fn accumulate(&mut self, objective: &dyn Objective, plan: &StepPlan) -> Result<Tensor, TrainError> {
         let mut totals = Tensor::zeros([1 + objective.metrics().len() as i64], (Kind::Double, self.device));
@@ -247,7 +248,7 @@ impl<'a> Trainer<'a> {
         Ok(totals)
     }
 
-    /// Takes part in a micro-batch of other ranks by one of the batch's shortest row, which counts nothing.
+    /// Takes part in a micro-batch of other ranks with the batch's shortest row, which does not count.
     fn accompany(&mut self, objective: &dyn Objective, plan: &StepPlan) -> Result<(), TrainError> {
         let Some(&row) = plan.rows.iter().min_by_key(|&&row| objective.shape(row).cost) else {
             return Ok(());
@@ -263,8 +264,7 @@ impl<'a> Trainer<'a> {
             Normalization::Global => {
                 Err(TrainError::NoWeight { step: self.step, rows: first(&name_rows(objective, plan)) })
             }
-            // The mean of Σ w·ℓ / pairs over the micro-batches of all ranks; the denominator leaves weights
-            // out.
+            // The mean of Σ w·ℓ / pairs over the micro-batches of all ranks; the denominator ignores weights.
             Normalization::Reference => {
                 let pairs: usize = rows.iter().map(|&row| objective.shape(row).items).sum();
                 Ok(1.0 / (pairs * plan.gang_micro_batches) as f64)
@@ -291,7 +291,7 @@ fn means(metrics: &[Metric], sums: &[f64], plan: &StepPlan) -> Vec<(Cow<'static,
     metrics.iter().zip(sums).map(mean).collect()
 }
 
-/// Names of a batch's rows.
+/// The names of a batch's rows.
 fn name_rows(objective: &dyn Objective, plan: &StepPlan) -> Vec<String> {
     plan.rows.iter().map(|&row| objective.row_name(row)).collect()
 }

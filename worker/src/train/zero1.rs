@@ -1,9 +1,9 @@
 //! ZeRO stage 1 (Rajbhandari et al. 2020): the optimizer's state is sharded over the ranks, which hold whole
 //! parameters.
 //!
-//! Parameters and gradients lie flat in units, on which the collectives work in place: in the step's last
-//! backward pass a reduce-scatter sums a unit's gradients as soon as all are there, the rank's AdamW updates
-//! its shard of the parameters, and an all-gather collects the shards; see
+//! Parameters and gradients are laid out flat in units, on which the collectives work in place. In the step's
+//! last backward pass, a reduce-scatter sums a unit's gradients as soon as all of them are computed, the
+//! rank's AdamW updates its shard of the parameters, and an all-gather collects the shards; see
 //! [`foil_torch::c10d::FlatParameters`]. On W ranks the moments take 8/W bytes per parameter instead of 8.
 
 use foil_common::spec::Optimizer;
@@ -23,7 +23,7 @@ pub(super) struct Zero1<'a> {
 }
 
 impl<'a> Zero1<'a> {
-    /// Moves `parameters`, which are the same on all ranks, into flat units.
+    /// Moves `parameters`, which must be equal on all ranks, into flat units.
     pub(super) fn new(
         parameters: &Parameters,
         settings: &Optimizer,
@@ -40,7 +40,7 @@ impl<'a> Zero1<'a> {
         Ok(self.flat.discard_gradients()?)
     }
 
-    /// Runs backward of the step's last micro-batch, if there is one, and sums gradients.
+    /// Runs backward of the step's last micro-batch, if any, and sums gradients.
     pub(super) fn reduce(&mut self, loss: Option<&Tensor>) -> Result<(), TrainError> {
         Ok(self.flat.reduce(loss)?)
     }
@@ -60,7 +60,7 @@ impl<'a> Zero1<'a> {
         &self.optimizer
     }
 
-    /// Restores this rank's shard of the moments from a checkpoint, which any number of ranks saved.
+    /// Restores this rank's shard of the moments from a checkpoint, which may come from any number of ranks.
     pub(super) fn restore(&mut self, saved: &LoadedCheckpoint) -> Result<(), ModelError> {
         self.optimizer.restore_moments(saved)
     }

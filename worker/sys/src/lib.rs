@@ -60,7 +60,7 @@ mod tests {
         let peak_of_large = wait_for_end(child.id()).unwrap();
         child.wait().unwrap();
         assert!(peak_of_large > 700 << 20);
-        // A child starts with this process's memory, libtorch included, which is less than that.
+        // A child starts with this process's memory, including libtorch, which is less than that.
         assert!(peak(1) < 700 << 20, "the peak of an earlier child is not this one's");
     }
 

@@ -9,7 +9,7 @@ pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
-/// The Python interpreter with transformers; without it, prints which test is skipped.
+/// The Python interpreter with transformers. If it is missing, prints which test is skipped.
 pub fn peers(skipped: &str) -> Option<PathBuf> {
     let python = repository().join(".venv-peers/bin/python");
     if python.is_file() {
@@ -83,7 +83,7 @@ impl Fixture {
         rows.into_iter().map(|row| row.into_iter().map(|id| id as u32).collect()).collect()
     }
 
-    /// The first tokens of every row, as many as the tensor `lengths` says.
+    /// The first tokens of every row, as many as the tensor `lengths` specifies.
     pub fn rows(&self, lengths: &str) -> Vec<Vec<u32>> {
         let lengths: Vec<i64> = Vec::try_from(self.get(lengths)).unwrap();
         let mut rows = self.ids("tokens");

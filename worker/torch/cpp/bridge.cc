@@ -18,12 +18,12 @@ bool contains(const std::string& text, std::initializer_list<const char*> needle
                      [&](const char* needle) { return lower.find(needle) != std::string::npos; });
 }
 
-// Gloo reports timeouts and lost peers as plain runtime errors, distinguished only by their text.
+// Gloo reports timeouts and lost peers as plain runtime errors that differ only in their text.
 std::string with_kind(const std::string& message) {
   if (contains(message, {"timed out", "timeout"})) {
     return "T" + message;
   }
-  // The last three are NCCL's words for a network that fails under it.
+  // The last three are NCCL's messages for a failing network.
   if (contains(message, {"connection closed", "connection reset", "connection refused", "broken pipe",
                          "remote process exited", "unhandled system error", "remote error"})) {
     return "P" + message;

@@ -12,7 +12,8 @@
 
 namespace foil {
 
-// The exception being handled, as one character for its kind ('T' timeout, 'P' peer lost, 'O' other), then its message.
+// Describes the exception being handled: one character for its kind ('T' timeout, 'P' peer lost, 'O' other), then its
+// message.
 std::string describe_exception() noexcept;
 
 // A list of tensors that share storage with those of the Rust side.
@@ -41,7 +42,7 @@ class Store {
   struct Inner;
   std::unique_ptr<Inner> inner;
 };
-// Serves on `listener`, a bound and listening socket with port `port`, and takes ownership of it.
+// Serves on `listener`, a bound and listening socket with port `port`, and takes ownership of the socket.
 std::unique_ptr<Store> host_store(rust::Str host, std::uint16_t port, std::int32_t listener, std::uint64_t timeout_ms);
 std::unique_ptr<Store> connect_store(rust::Str host, std::uint16_t port, std::uint64_t timeout_ms);
 
@@ -81,7 +82,7 @@ class Reducer {
 std::unique_ptr<Reducer> new_reducer(const Group& group, const TensorList& parameters, std::size_t first_bucket_bytes,
                                      std::size_t bucket_bytes);
 
-// Parameters in shards over the ranks of a group, in units that are gathered and freed together.
+// Parameters sharded over the ranks of a group, in units that are gathered and freed together.
 class ShardStore {
  public:
   ShardStore();
@@ -105,7 +106,7 @@ class ShardStore {
 };
 std::shared_ptr<ShardStore> new_shard_store(std::int64_t world);
 
-// Whole parameters and their gradients that lie flat in units, of which each rank updates a part.
+// Whole parameters and their gradients, laid out flat in units; each rank updates a part.
 class FlatParameters {
  public:
   FlatParameters();
@@ -143,7 +144,7 @@ void clear_gradients(const TensorList& tensors);
 void read_into(std::int32_t file, std::uint64_t offset, const at::Tensor& into);
 std::unique_ptr<at::Tensor> upload(const at::Tensor& host, std::int32_t device);
 
-// Copies to the host on a stream of their own.
+// Copies to the host on a separate stream.
 class Downloads {
  public:
   Downloads();

@@ -1,4 +1,4 @@
-// Transfers to the host that do not wait for the device one by one.
+// Transfers to the host without waiting for the device after each one.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -16,7 +16,7 @@ namespace foil {
 struct Downloads::Inner {
   // The stream of the copies; none on the CPU.
   std::optional<c10::Stream> stream;
-  // Tensors that copies in flight read and write.
+  // Tensors in use by copies in flight.
   std::vector<at::Tensor> held;
 };
 Downloads::Downloads() : inner(std::make_unique<Inner>()) {}

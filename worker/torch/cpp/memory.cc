@@ -1,4 +1,4 @@
-// Memory of CPU tensors, as libtorch's allocator reports it to a profiler, and of the GPU's allocator.
+// Memory of CPU tensors as libtorch's allocator reports it to a profiler, and memory of the GPU's allocator.
 
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/Allocator.h>
@@ -44,7 +44,7 @@ void CpuMemory::reset_peak() const { inner->counter->peak = inner->counter->curr
 
 namespace {
 
-// The allocator of this process's GPU; null until it has allocated anything.
+// The allocator of this process's GPU; null before its first allocation.
 c10::DeviceAllocator* device_allocator() {
   auto* allocator = dynamic_cast<c10::DeviceAllocator*>(c10::GetAllocator(at::kCUDA));
   return allocator != nullptr && allocator->initialized() ? allocator : nullptr;

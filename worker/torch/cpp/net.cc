@@ -11,7 +11,7 @@
 namespace foil {
 namespace {
 
-// Whether `found` is the address written in `wanted`.
+// Whether `found` is the address in the text `wanted`.
 bool is_address(const sockaddr* found, const std::string& wanted) {
   if (found == nullptr) {
     return false;

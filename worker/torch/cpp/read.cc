@@ -1,4 +1,4 @@
-// Tensors from files.
+// Reads tensors from files.
 
 #include <ATen/core/Tensor.h>
 #include <unistd.h>

@@ -13,8 +13,8 @@ namespace foil {
 
 void set_deterministic(bool on) {
   auto& context = at::globalContext();
-  // Only warn about kernels without a deterministic version: ATen also lists some that are deterministic for the shapes
-  // used here, such as a cumulative sum over rows.
+  // Only warn about kernels without a deterministic version: ATen's list includes some that are deterministic for the
+  // shapes used here, such as a cumulative sum over rows.
   context.setDeterministicAlgorithms(on, /*warn_only=*/true);
   // Nothing reads uninitialized memory; filling every new tensor would cost a pass over each.
   context.setDeterministicFillUninitializedMemory(false);
@@ -44,7 +44,7 @@ void keep_freed_memory() {
   mallopt(M_MMAP_THRESHOLD, 1 << 30);
   mallopt(M_TRIM_THRESHOLD, INT_MAX);
   mallopt(M_TOP_PAD, 64 << 20);
-  // Per-thread arenas hold only blocks of some megabytes; the main arena holds any.
+  // Per-thread arenas hold only blocks of up to some megabytes; the main arena holds blocks of any size.
   mallopt(M_ARENA_MAX, 1);
 #endif
 }

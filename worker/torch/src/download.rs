@@ -1,4 +1,4 @@
-//! Transfers to the host that do not wait for the device one by one.
+//! Transfers to the host without waiting for the device after each one.
 
 use cxx::UniquePtr;
 use tch::{Device, Tensor};
@@ -6,16 +6,16 @@ use tch::{Device, Tensor};
 use crate::error::{During, Result};
 use crate::ffi::{self, native, owned};
 
-/// Copies of tensors to the host. On a GPU they run beside its other work, on a stream of their own, after
-/// all that was asked of the device before them; on the CPU they are done at once.
+/// Copies of tensors to the host. On a GPU they run on a separate stream, concurrently with its other work
+/// and after all work queued before them. On the CPU they are complete immediately.
 ///
-/// Dropped, it waits for the copies in flight.
+/// Dropping it waits for the copies in flight.
 pub struct Downloads {
     inner: UniquePtr<ffi::Downloads>,
 }
 
 impl Downloads {
-    /// Copies from `device`.
+    /// Creates a queue of copies from `device`.
     ///
     /// # Errors
     /// [`crate::Error::Torch`] if the device has no stream for them.
@@ -27,8 +27,9 @@ impl Downloads {
         Ok(Self { inner: ffi::new_downloads(device).during("preparing copies from the GPU")? })
     }
 
-    /// Begins to copy `from` into `into`, contiguous and of the same shape on the host; neither may change
-    /// before [`Downloads::wait`]. The host waits here if `into` is not [pinned](host_buffer).
+    /// Starts to copy `from` into `into`, which must be contiguous, of the same shape and on the host.
+    /// Neither may change before [`Downloads::wait`]. The host waits here if `into` is not
+    /// [pinned](host_buffer).
     ///
     /// # Errors
     /// [`crate::Error::Torch`] if the shapes differ or the device fails.
@@ -67,7 +68,7 @@ mod tests {
         let buffer = host_buffer(6, Device::Cpu).unwrap();
         let [first, second] = [buffer.narrow(0, 0, 4), buffer.narrow(0, 4, 2)];
         downloads.copy(&Tensor::from_slice(&[1.5_f32, -2.0, 3.25, 0.0]), &first).unwrap();
-        // A tensor of another kind.
+        // Also a tensor of another kind.
         downloads.copy(&Tensor::from_slice(&[7_i64, 8]).to_kind(Kind::BFloat16), &second).unwrap();
         downloads.wait().unwrap();
         assert!(buffer.equal(&Tensor::from_slice(&[1.5_f32, -2.0, 3.25, 0.0, 7.0, 8.0])));

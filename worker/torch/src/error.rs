@@ -54,7 +54,7 @@ pub enum Error {
         /// Error of the operating system.
         source: std::io::Error,
     },
-    /// Every port at which to listen is taken.
+    /// All ports to listen on are taken.
     #[error(
         "cannot listen on {address}: all ports of {ports} are in use. Widen --rendezvous-ports of foil-worker: each rank \
          of a machine needs one, and the first of a job two"
@@ -106,12 +106,12 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether a peer is the cause, so that the same call may succeed in a new attempt.
+    /// Whether a peer caused the error, so that the same call may succeed in a new attempt.
     pub fn is_peer(&self) -> bool {
         matches!(self, Self::Timeout { .. } | Self::PeerLost { .. })
     }
 
-    /// The error for an exception that the C++ side's `describe_exception` described.
+    /// The error for an exception described by `describe_exception` on the C++ side.
     pub(crate) fn caught(operation: &'static str, exception: &cxx::Exception) -> Self {
         let what = exception.what();
         let (kind, detail) = what.split_at_checked(1).unwrap_or(("O", what));
@@ -132,7 +132,7 @@ impl Error {
     }
 }
 
-/// A listening socket on `address` at a free port.
+/// A listening socket on `address` with a free port.
 pub(crate) fn listen(address: &str) -> Result<TcpListener> {
     TcpListener::bind((address, 0)).map_err(|source| Error::Listen { address: address.to_owned(), source })
 }

@@ -28,8 +28,8 @@ mod bridge {
         pub weight_decay: f64,
     }
 
-    /// A run of rows in a packed batch: each attends to itself, to earlier rows of the run, and to all rows
-    /// of an earlier segment, the shared prefix. All fields count rows.
+    /// A range of rows in a packed batch. Each row attends to itself, to earlier rows of the range, and to
+    /// all rows of an earlier segment, the shared prefix. All fields count rows.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct Segment {
         /// First row of the segment.
@@ -37,7 +37,7 @@ mod bridge {
         pub length: i64,
         /// First row of the shared prefix.
         pub prefix_start: i64,
-        /// 0 if there is no shared prefix.
+        /// Number of rows of the shared prefix; 0 if there is none.
         pub prefix_length: i64,
     }
 
@@ -266,7 +266,7 @@ mod bridge {
     }
 }
 
-/// The same tensor as the C++ type.
+/// Views the same tensor as the C++ type.
 pub(crate) fn native(tensor: &tch::Tensor) -> &Tensor {
     // SAFETY: a tch tensor owns a live, non-null, heap-held `at::Tensor` at `as_ptr`, which stays in place
     // while `tensor` is borrowed, as the returned reference is; `at::Tensor` counts its references
@@ -274,7 +274,7 @@ pub(crate) fn native(tensor: &tch::Tensor) -> &Tensor {
     unsafe { &*tensor.as_ptr().cast::<Tensor>() }
 }
 
-/// The same tensors, sharing storage, as one list for the C++ side.
+/// The same tensors, sharing storage, as a list for the C++ side.
 pub(crate) fn list<'a>(tensors: impl IntoIterator<Item = &'a tch::Tensor>) -> cxx::UniquePtr<TensorList> {
     let mut list = new_tensor_list();
     for tensor in tensors {

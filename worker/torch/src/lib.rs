@@ -6,8 +6,8 @@
 //! - [`runtime`] and [`CpuMemory`]: settings of libtorch, and memory use of its tensors.
 //! - [`read()`], [`upload()`] and [`Downloads`]: tensors from files and numbers, to the device and from it.
 //!
-//! The C++ side is in `cpp`, in the same folders. No C++ exception crosses into Rust: every failure is an
-//! [`Error`].
+//! The C++ side is in `cpp`, in folders of the same names. No C++ exception crosses into Rust: every failure
+//! is an [`Error`].
 //!
 //! Nothing here is `Sync`: the ranks of a group must issue the same collectives in the same order, so one
 //! thread of each process owns the group.

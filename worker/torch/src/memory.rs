@@ -7,14 +7,14 @@ use crate::ffi;
 
 /// Counts the bytes of CPU tensors that this thread allocates and frees during its lifetime.
 ///
-/// Tensors freed by other threads stay counted, and those allocated before are not. It must stay on its
-/// thread.
+/// Tensors freed by other threads remain counted, and tensors allocated earlier are not counted. The counter
+/// must stay on its thread.
 pub struct CpuMemory {
     inner: UniquePtr<ffi::CpuMemory>,
 }
 
 impl CpuMemory {
-    /// Starts counting. Only one counter at a time: a second one hides the first.
+    /// Starts counting. Use only one counter at a time: a second one hides the first.
     ///
     /// # Errors
     /// [`crate::Error::Torch`] if memory is short.
@@ -41,8 +41,8 @@ impl CpuMemory {
 pub mod device {
     use super::{During, Result, ffi};
 
-    /// Gives the allocator's cached memory back to the device: NCCL and cuBLAS allocate beside it. Without a
-    /// GPU it does nothing.
+    /// Returns the allocator's cached memory to the device, since NCCL and cuBLAS allocate outside the
+    /// allocator. Does nothing without a GPU.
     ///
     /// # Errors
     /// [`crate::Error::Torch`] if the device fails.

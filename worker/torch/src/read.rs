@@ -1,4 +1,4 @@
-//! Tensors from files.
+//! Reads tensors from files.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -8,8 +8,8 @@ use tch::{Device, Kind, Tensor};
 use crate::error::{During, Error, Result};
 use crate::ffi::{self, native};
 
-/// Reads `elements` of `kind` that are stored from byte `offset` on, as the machine has them in memory:
-/// `[elements]`, on the CPU. The bytes are copied once.
+/// Reads `elements` of `kind`, stored from byte `offset` in the machine's memory format: `[elements]`, on the
+/// CPU. The bytes are copied once.
 ///
 /// # Errors
 /// [`crate::Error::Torch`] if the file ends too early, cannot be read, or memory is short.
@@ -37,7 +37,7 @@ mod tests {
         let bytes: Vec<u8> = stored.iter().flat_map(|number| number.to_le_bytes()).collect();
         file.write_all(b"seven b").unwrap();
         file.write_all(&bytes).unwrap();
-        // Reading is by position and leaves that of the file alone.
+        // Reading is by position and does not move the file's own position.
         file.seek(SeekFrom::Start(3)).unwrap();
         assert!(read(&file, 7, 1000, Kind::Float).unwrap().equal(&Tensor::from_slice(&stored)));
         assert!(read(&file, 7 + 40, 5, Kind::Float).unwrap().equal(&Tensor::from_slice(&stored[10..15])));

@@ -1,11 +1,11 @@
-//! Transfers from the host that do not wait for the device.
+//! Transfers from the host without waiting for the device.
 
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{During, Result};
 use crate::ffi::{self, native, owned};
 
-/// The alignment of each part of a transfer in bytes, that of the widest kind.
+/// The alignment of each part of a transfer in bytes, which is that of the widest kind.
 const ALIGNMENT: usize = 8;
 
 /// Numbers on the host that become a tensor on a device.
@@ -33,7 +33,7 @@ impl Numbers {
         }
     }
 
-    /// Appends the bytes, aligned; returns where they are.
+    /// Appends the bytes, aligned, and returns their position.
     fn append(&self, bytes: &mut Vec<u8>) -> (usize, usize) {
         let start = bytes.len();
         match self {
@@ -47,8 +47,8 @@ impl Numbers {
     }
 }
 
-/// The numbers as tensors on `device`, `[n]` each. For a GPU all of them are one copy, which the host does
-/// not wait for; the tensors are views of it.
+/// The numbers as tensors on `device`, `[n]` each. For a GPU they are transferred in one copy, for which the
+/// host does not wait; the tensors are views of it.
 ///
 /// # Errors
 /// [`crate::Error::Torch`] if memory is short.

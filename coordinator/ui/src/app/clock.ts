@@ -1,4 +1,4 @@
-// The time, once a second, for ages and times left.
+// The current time, updated once a second, for ages and remaining times.
 import { useEffect, useState } from "preact/hooks";
 
 export function useNow(everyMs = 1000): number {

@@ -1,4 +1,4 @@
-// Whether the coordinator answers, as the whole page says it.
+// The state of the connection to the coordinator, shared by the whole page.
 import type { Problem } from "../source/problem.js";
 import type { Source } from "../source/source.js";
 import { store } from "./store.js";
@@ -10,10 +10,10 @@ export type Connection =
 
 export const connection = store<Connection>({ state: "connected" });
 
-/** Directory of the local run that the pages are of, as a shell reads it; empty on the pages of a service. */
+/** Directory of the local run that the pages show, quoted for a shell; empty on the pages of a service. */
 export const runDirectory = store("");
 
-/** Names the coordinator of these pages to a command; a report has none. */
+/** The option that names these pages' coordinator in a command; empty for a report. */
 export function option({ kind }: Source): string {
   return kind === "live" ? ` --coordinator ${location.origin}` : "";
 }

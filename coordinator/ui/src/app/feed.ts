@@ -1,4 +1,4 @@
-// The view of one job, kept up by its stream of events.
+// The view of one job, kept up to date by its event stream.
 import { useEffect, useState } from "preact/hooks";
 import { isEnded } from "../model/job.js";
 import { fold, type JobView } from "../model/feed.js";
@@ -7,15 +7,15 @@ import type { Source } from "../source/source.js";
 
 export interface Feed {
   view: JobView | undefined;
-  /** Why there is no view. */
+  /** Why there is no view, if there is none. */
   problem: Problem | undefined;
-  /** Counts what changes results: committed phases, and the end. */
+  /** Increases with every change of results: committed phases, and the end. */
   version: number;
 }
 
-/** Least time between two states that are shown, in milliseconds: a history of thousands of events is one. */
+/** Minimum time between two rendered states in milliseconds, so that a history of thousands of events renders once. */
 const FRAME_MS = 100;
-/** Time from a commit to the question for its results: commits that follow at once share one. */
+/** Delay between a commit and the request for its results, so that commits in quick succession share one request. */
 const REFRESH_MS = 250;
 
 export function useFeed(source: Source, id: string): Feed {
@@ -33,7 +33,7 @@ export function useFeed(source: Source, id: string): Feed {
     const later = () => {
       timer ??= setTimeout(show, shown ? FRAME_MS : 0);
     };
-    // Events bring neither rounds nor artifacts; those come with the whole job.
+    // Events contain neither rounds nor artifacts; those come with the whole job.
     const refresh = async () => {
       refreshTimer = undefined;
       if (refreshing) {
@@ -49,7 +49,7 @@ export function useFeed(source: Source, id: string): Feed {
           version += 1;
           later();
         } catch {
-          // The stream tells of a lost connection, and the next commit asks again.
+          // The stream reports a lost connection, and the next commit requests the job again.
         }
       } while (stale && !stop.signal.aborted);
       refreshing = false;

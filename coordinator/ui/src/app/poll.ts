@@ -1,25 +1,25 @@
-// Answers of calls, asked for once or again and again.
+// Results of calls, requested once or periodically.
 import { useEffect, useRef, useState } from "preact/hooks";
 import { backoff, pause } from "../source/pause.js";
 import { Problem, problemOf } from "../source/problem.js";
 
 export interface Answer<T> {
   value: T | undefined;
-  /** Why there is no value, or no newer one. */
+  /** Why there is no value or no newer one. */
   problem: Problem | undefined;
   loading: boolean;
-  /** Asks again. */
+  /** Repeats the call. */
   again: () => void;
 }
 
 interface Options {
-  /** Milliseconds between two calls; without it, one call. */
+  /** Milliseconds between two calls. Without it, there is only one call. */
   every?: number | undefined;
-  /** Keeps the last value while the next one of other arguments is on its way. */
+  /** Keeps the last value until the call with new arguments answers. */
   keep?: boolean;
 }
 
-/** The answer of `call`, asked again when `key` changes. Hidden tabs do not ask. */
+/** The result of `call`, which is repeated when `key` changes. Hidden tabs make no calls. */
 export function useAnswer<T>(call: (signal: AbortSignal) => Promise<T>, key: unknown[], { every, keep = true }: Options = {}): Answer<T> {
   const [state, setState] = useState<{ value: T | undefined; problem: Problem | undefined; loading: boolean }>({ value: undefined, problem: undefined, loading: true });
   const [version, setVersion] = useState(0);

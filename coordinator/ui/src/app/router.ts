@@ -1,4 +1,4 @@
-// Addresses of the pages. A coordinator's are paths; in a report, which is one file, they stand behind `#`.
+// Addresses of the pages. They are paths on a coordinator; in a report, which is one file, they follow `#`.
 import { useEffect, useState } from "preact/hooks";
 
 export type Route =
@@ -17,7 +17,7 @@ export function parse(path: string, tab: string): Route {
     if (parts[0] === "jobs" && parts.length === 1) return { page: "jobs" };
     if (parts[0] === "jobs" && parts.length === 2) return { page: "job", id: decodeURIComponent(parts[1]!), tab: tab || "overview" };
   } catch {
-    // Broken escapes.
+    // Invalid escapes.
   }
   return { page: "unknown", path };
 }
@@ -51,7 +51,7 @@ export function navigate(to: string) {
   dispatchEvent(new Event(CHANGED));
 }
 
-/** Lets links within the pages change the address without a load. */
+/** Makes links within the pages change the address without loading a page. */
 export function interceptLinks() {
   document.addEventListener("click", (event) => {
     const link = (event.target as Element | null)?.closest?.("a");

@@ -19,14 +19,14 @@ function read(): string | undefined {
   }
 }
 
-// Kept beside the storage for browsers that forbid it.
+// Kept in memory too, for browsers that forbid storage.
 let token = read();
 
 export function bearer(): string | undefined {
   return token;
 }
 
-/** What a header value may hold; white space around it comes from copying. */
+/** Removes white space that comes from copying; undefined if the text is not a valid header value. */
 export function cleanToken(text: string): string | undefined {
   const found = text.trim().replace(/^Bearer\s+/i, "");
   return /^[\x21-\x7e]{1,16384}$/.test(found) ? found : undefined;
@@ -38,11 +38,11 @@ export function setBearer(next: string | undefined) {
     if (next === undefined) sessionStorage.removeItem(KEY);
     else sessionStorage.setItem(KEY, next);
   } catch {
-    // The token then lasts as long as the page.
+    // The token then lasts until the page is closed.
   }
 }
 
-/** The first reason stays: later ones are of calls that were on their way. Who has not tried a token yet needs none: it would be advice for the command line. */
+/** Keeps the first reason, since later ones come from calls already in flight. Shows none before a token has been tried: it would be advice for the command line. */
 export function requireSignIn(message: string) {
   if (!signIn.get().needed) signIn.set({ needed: true, message: token === undefined ? "" : message });
 }

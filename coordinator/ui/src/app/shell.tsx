@@ -1,4 +1,4 @@
-// The frame of every page: name, navigation, who is signed in, and whether the coordinator answers.
+// The frame of every page: name, navigation, the signed-in user, and the state of the connection.
 import type { ComponentChildren } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { Credential, Role } from "../../gen/foil/v1/access.js";
@@ -105,10 +105,10 @@ function Who() {
   );
 }
 
-/** Seconds until the page goes to the leader by itself. */
+/** Seconds until the page redirects to the leader. */
 const REDIRECT_AFTER = 5;
 
-/** Two standbys may name each other: who was sent here is not sent on. */
+/** Two standbys may name each other, so a page that was redirected here does not redirect again. */
 const CAME_FROM_STANDBY = new URLSearchParams(location.search).has("from-standby");
 
 function ConnectionBanner() {

@@ -1,4 +1,4 @@
-// Values that components follow.
+// Values that components can subscribe to.
 import { useEffect, useState } from "preact/hooks";
 
 export interface Store<T> {

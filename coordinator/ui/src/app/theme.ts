@@ -1,4 +1,4 @@
-// Light, dark, or what the system prefers.
+// Light, dark, or the system's preference.
 import { store } from "./store.js";
 
 export type ThemeChoice = "system" | "light" | "dark";
@@ -11,13 +11,13 @@ function saved(): ThemeChoice {
     const found = localStorage.getItem(KEY);
     return CHOICES.find((choice) => choice === found) ?? "system";
   } catch {
-    // A page of a file may have no storage.
+    // A page opened from a file may have no storage.
     return "system";
   }
 }
 
 export const themeChoice = store<ThemeChoice>(saved());
-/** Counts the changes of colors, so that canvases are drawn again. */
+/** Increases when colors change, so that canvases are redrawn. */
 export const themeVersion = store(0);
 
 function apply() {
@@ -38,7 +38,7 @@ export function nextTheme() {
   try {
     localStorage.setItem(KEY, next);
   } catch {
-    // As above.
+    // Same as above.
   }
   themeChoice.set(next);
 }

@@ -60,7 +60,7 @@ function Canvas({ spec, hidden, height }: { spec: ChartSpec; hidden: ReadonlySet
       const { spec, hidden } = latest.current;
       plot.current = new Plot(element, spec, hidden, height, setHit);
     };
-    // A page has many charts: those out of sight wait.
+    // A page has many charts. Those out of sight are not drawn yet.
     const sight = new IntersectionObserver(
       (entries) => {
         if (!shown && entries.some((entry) => entry.isIntersecting)) {
@@ -131,12 +131,12 @@ function intervalText(point: Point): string {
 }
 
 const TOOLTIP_SERIES = 12;
-/** Pixels by which a tooltip may reach over the drawing at either side. */
+/** Pixels by which a tooltip may extend beyond the drawing on either side. */
 const EDGE = 10;
 
 function Tooltip({ spec, hit }: { spec: ChartSpec; hit: Hit }) {
   const element = useRef<HTMLDivElement>(null);
-  // Above the drawing, so that it hides no point, and within the card.
+  // Placed above the drawing, so that it hides no point, and within the card.
   useLayoutEffect(() => {
     const { style, offsetWidth } = element.current!;
     style.left = `${Math.max(-EDGE, Math.min(hit.width + EDGE - offsetWidth, hit.left - offsetWidth / 2))}px`;

@@ -1,12 +1,12 @@
-// What uPlot does not draw itself: bands, error bars, shapes, lines in a given order, dividers.
+// Elements that uPlot does not draw: bands, error bars, shapes, lines in a given order, dividers.
 import type uPlot from "uplot";
 import { bands, type ChartSpec, type Point, type Series } from "./spec.js";
 import { colorOf, corners, dashOf, shapeOf, type Theme } from "./marks.js";
 
-/** A line of more points has none of them drawn. */
+/** Maximum number of points of a line whose shapes are drawn. */
 const MAX_SHAPES = 130;
 const RADIUS = 3.4;
-/** More dividers have names only. */
+/** Maximum number of dividers that are drawn as lines; beyond it, only names are shown. */
 const MAX_DIVIDERS = 24;
 
 export interface Drawing {
@@ -19,7 +19,7 @@ function visible({ spec, hidden }: Drawing): Series[] {
   return spec.series.filter((series) => !hidden.has(series.key));
 }
 
-/** Room for shapes beyond the ends of the axes. */
+/** Space for shapes beyond the ends of the axes. */
 const MARGIN = 9;
 
 function clipped(u: uPlot, margin: number, draw: (context: CanvasRenderingContext2D, ratio: number) => void) {
@@ -37,7 +37,7 @@ function clipped(u: uPlot, margin: number, draw: (context: CanvasRenderingContex
 const x = (u: uPlot, value: number) => u.valToPos(value, "x", true);
 const y = (u: uPlot, value: number) => u.valToPos(value, "y", true);
 
-/** Under the lines. */
+/** Draws the layer below the lines. */
 export function background(u: uPlot, drawing: Drawing) {
   const { spec, theme } = drawing;
   clipped(u, 0, (context, ratio) => {
@@ -92,7 +92,7 @@ function dividers(u: uPlot, context: CanvasRenderingContext2D, ratio: number, { 
   });
 }
 
-/** Over the lines. */
+/** Draws the layer above the lines. */
 export function foreground(u: uPlot, drawing: Drawing) {
   clipped(u, MARGIN, (context, ratio) => {
     for (const series of visible(drawing)) {

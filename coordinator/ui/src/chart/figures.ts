@@ -55,7 +55,7 @@ export function figures(spec: ChartSpec): FigureTable {
   return table(spec, exact, NONE);
 }
 
-/** With full precision, and texts quoted against formulas. */
+/** The figures as CSV with full precision, with texts quoted so that they are not read as formulas. */
 export function csv(spec: ChartSpec): string {
   const { head, rows } = table(spec, String, "");
   const quoted = (text: string) => (/^-?\d/.test(text) && !/[",\n]/.test(text) ? text : `"${text.replace(/^[=+\-@]/, "'$&").replaceAll('"', '""')}"`);
@@ -66,12 +66,12 @@ export function pointText(point: Point): string {
   return point.y === null ? NONE : estimate({ value: point.y, se: point.se });
 }
 
-/** A place on the x axis in words: `round 2`. */
+/** A position on the x axis in words: `round 2`. */
 export function xText(spec: ChartSpec, x: number): string {
   return `${spec.x.label} ${spec.x.integer ? count(x) : compact(x)}`;
 }
 
-/** A chart in a sentence, for those who do not see it. */
+/** A description of the chart in one sentence, for screen readers. */
 export function summary(spec: ChartSpec): string {
   const lines = spec.series.filter((series) => !series.faint).map((series) => {
     const shown = series.points.filter((point) => point.y !== null);

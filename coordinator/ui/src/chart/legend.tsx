@@ -1,4 +1,4 @@
-// The series of a chart, each with its line and shape; a click hides or shows one.
+// The legend of a chart, with the line and shape of each series. A click hides or shows a series.
 import { corners, dashOf, shapeOf } from "./marks.js";
 import type { Series } from "./spec.js";
 

@@ -1,4 +1,4 @@
-// Colors, dashes and shapes that tell series apart, also without color.
+// Colors, dashes and shapes that distinguish series, even without color.
 
 export const SLOTS = 8;
 
@@ -15,7 +15,7 @@ export function shapeOf(slot: number): Shape {
   return SHAPES[slot % SHAPES.length]!;
 }
 
-/** The corners of a shape around the origin, with the area of a circle of `radius`; none for a circle. */
+/** The corners of a shape around the origin, with the same area as a circle of `radius`; empty for a circle. */
 export function corners(shape: Shape, radius: number): [number, number][] {
   const [side, high] = [radius * 0.9, radius * 1.2];
   switch (shape) {
@@ -48,7 +48,7 @@ export interface Theme {
   font: string;
 }
 
-/** The colors in force, from the style sheet. */
+/** The current colors from the style sheet. */
 export function theme(): Theme {
   const style = getComputedStyle(document.documentElement);
   const read = (name: string) => style.getPropertyValue(name).trim();

@@ -1,4 +1,4 @@
-// A chart on a canvas, with a cursor that mouse and keys move.
+// A chart on a canvas, with a cursor controlled by mouse and keyboard.
 import uPlot from "uplot";
 import { tick } from "../model/format.js";
 import { background, foreground, type Drawing } from "./draw.js";
@@ -30,14 +30,14 @@ export class Plot {
     this.rebuild();
   }
 
-  /** Draws a changed chart; keeps the cursor. */
+  /** Redraws a changed chart and keeps the cursor. */
   update(spec: ChartSpec, hidden: ReadonlySet<string>) {
     const same = spec.series.length === this.drawing.spec.series.length && spec.series.every((one, i) => one.slot === this.drawing.spec.series[i]!.slot && one.line === this.drawing.spec.series[i]!.line);
     this.drawing = { spec, hidden, theme: this.drawing.theme };
     if (!same || !this.plot) return this.rebuild();
     this.plot.batch(() => {
       spec.series.forEach((series, i) => this.plot!.setSeries(i + 1, { show: !hidden.has(series.key) }));
-      // New points do not undo a zoom.
+      // New points do not reset a zoom.
       const { min = 0, max = 0 } = this.plot!.scales["x"]!;
       const zoomed = min > this.xs[0]! || max < this.xs[this.xs.length - 1]!;
       this.plot!.setData(this.data(), !zoomed);
@@ -45,7 +45,7 @@ export class Plot {
     });
   }
 
-  /** Reads the colors again. */
+  /** Rereads the colors. */
   recolor() {
     this.drawing.theme = theme();
     this.rebuild();
@@ -56,7 +56,7 @@ export class Plot {
     if (this.plot && width > 0 && width !== this.plot.width) this.plot.setSize({ width, height: this.height });
   }
 
-  /** Moves the cursor to the next point to the right (1) or left (-1), or takes it away (0). */
+  /** Moves the cursor to the next point to the right (1) or left (-1), or removes it (0). */
   step(direction: -1 | 0 | 1) {
     const u = this.plot;
     if (!u || this.xs.length === 0) return;

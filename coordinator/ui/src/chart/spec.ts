@@ -1,23 +1,23 @@
-// A chart as data, independent of how it is drawn.
+// The data of a chart, independent of how it is drawn.
 
 export interface Point {
   x: number;
-  /** A gap in the line where it is null. */
+  /** Null for a gap in the line. */
   y: number | null;
   /** Standard error. */
   se?: number | undefined;
-  /** Ends of an interval: of 95 %, or the smallest and the largest value that the point stands for. */
+  /** Ends of an interval: the 95 % interval, or the smallest and largest value that the point represents. */
   low?: number | undefined;
   high?: number | undefined;
-  /** Name of the point in tables and tooltips, in place of x. */
+  /** Name of the point in tables and tooltips, instead of x. */
   label?: string | undefined;
-  /** Drawn with a ring, as the best round is. */
+  /** Whether the point is drawn with a ring, like the best round. */
   marked?: boolean | undefined;
-  /** Further figures for the table: name and value. */
+  /** Additional figures for the table: name and value. */
   more?: [string, number][] | undefined;
 }
 
-/** How points are connected: by x, in the order given, as the outline of a histogram, or not at all. */
+/** How points are connected: by x, in the given order, as the outline of a histogram, or not at all. */
 export type Line = "line" | "path" | "outline" | "none";
 
 export interface Series {
@@ -27,38 +27,38 @@ export interface Series {
   slot: number;
   points: Point[];
   line: Line;
-  /** Bars for each point, a band along the line, or neither. */
+  /** Whether to draw bars at each point, a band along the line, or neither. */
   spread: "bars" | "band" | "none";
-  /** A line in the background, without points. */
+  /** Whether the line is drawn in the background, without points. */
   faint?: boolean;
 }
 
 export interface Axis {
   label: string;
   unit?: string;
-  /** Ticks at whole numbers only. */
+  /** Whether ticks are only at integers. */
   integer?: boolean;
-  /** Ends that the axis does not go beyond. */
+  /** Limits that the axis does not exceed. */
   bounds?: [number | undefined, number | undefined];
   /** Exact range. */
   range?: [number, number];
 }
 
 export interface ChartSpec {
-  /** Unique in its page. */
+  /** Unique in the page. */
   id: string;
   title: string;
   note?: string | undefined;
   x: Axis;
   y: Axis;
   series: Series[];
-  /** Names a single series too, because the title does not. */
+  /** Whether a single series is named too, because the title does not name it. */
   legend?: boolean;
-  /** A straight line for comparison, from one point to another. */
+  /** A straight line between two points, for comparison. */
   reference?: { from: [number, number]; to: [number, number]; label: string };
-  /** Vertical lines with a name. */
+  /** Named vertical lines. */
   dividers?: { x: number; label: string }[];
-  /** What an interval without a standard error is, for the table. */
+  /** The meaning of an interval without a standard error, for the table. */
   interval?: string;
 }
 
@@ -70,7 +70,7 @@ export function reach({ y, se, low, high }: Point): [number, number] | undefined
   return [Math.min(y, lower), Math.max(y, upper)];
 }
 
-/** The stretches of a series along which its band is drawn: two or more points that follow one another and have an interval. */
+/** The ranges of a series along which its band is drawn: two or more consecutive points with an interval. */
 export function bands({ spread, points }: Series): Point[][] {
   const found: Point[][] = [[]];
   for (const point of spread === "band" ? points : []) {
@@ -80,7 +80,7 @@ export function bands({ spread, points }: Series): Point[][] {
   return found.filter((stretch) => stretch.length > 1);
 }
 
-/** The range of an axis around values, with room at both ends and within bounds. */
+/** The range of an axis around values, with padding at both ends and within bounds. */
 export function padded(min: number, max: number, axis: Axis): [number, number] {
   if (axis.range) return axis.range;
   if (!(max >= min)) return [0, 1];
@@ -92,11 +92,11 @@ export function padded(min: number, max: number, axis: Axis): [number, number] {
   return to > from ? [from, to] : [from - room, to + room];
 }
 
-/** The range of the x axis for the one that uPlot proposes: another than that of the points is a zoom. */
+/** The range of the x axis, given the one that uPlot proposes. A range other than that of the points is a zoom. */
 export function xRange(axis: Axis, xs: number[], min: number | null, max: number | null): [number, number] {
   if (min === null || max === null) return [0, 1];
   if (axis.range) return axis.range;
-  // Around a single point uPlot proposes a wider one.
+  // uPlot proposes a wider range around a single point.
   if (xs.length === 1) min = max = xs[0]!;
   if (min !== xs[0] || max !== xs[xs.length - 1]) return [min, max];
   if (!axis.integer) return padded(min, max, axis);
@@ -104,7 +104,7 @@ export function xRange(axis: Axis, xs: number[], min: number | null, max: number
   return [min - room, max + room];
 }
 
-/** The range of the values of the series that are shown. */
+/** The range of the values of the visible series. */
 export function yRange(spec: ChartSpec, hidden: ReadonlySet<string>, within?: [number, number]): [number, number] {
   let [min, max] = [Infinity, -Infinity];
   for (const series of spec.series) {

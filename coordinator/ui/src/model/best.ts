@@ -1,9 +1,9 @@
-// The best round, and its metric on rows that did not select it.
+// The best round, and its metric on the rows that were not used to select it.
 import type { Job } from "../../gen/foil/v1/jobs.js";
 import { estimate } from "./format.js";
 import { find } from "./rounds.js";
 
-/** Text on how the best round was selected; undefined until a round is evaluated. */
+/** Text on how the best round was selected. Undefined until a round is evaluated. */
 export function bestText(job: Job): string | undefined {
   const round = job.rounds.find((one) => one.round === job.bestRound && one.round > 0);
   if (!round) return undefined;

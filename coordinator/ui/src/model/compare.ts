@@ -1,4 +1,4 @@
-// Several runs side by side: arms that differ in their settings, each with one or more seeds.
+// Comparison of several runs: arms that differ in their settings, each with one or more seeds.
 import type { Job } from "../../gen/foil/v1/jobs.js";
 import type { RunReport } from "../../gen/foil/v1/results.js";
 import type { ChartSpec, Point, Series } from "../chart/spec.js";
@@ -8,7 +8,7 @@ import { chartDefs, inGroups, roundPoints, specOf, type ChartGroup } from "./rou
 
 export interface Run {
   job: Job;
-  /** Short and unique. */
+  /** A short and unique name. */
   name: string;
   seed: number;
 }
@@ -25,7 +25,7 @@ function unique(name: string, taken: Set<string>): string {
   return found;
 }
 
-/** The arms of a report, in the order in which they come. */
+/** The arms of a report, in order of appearance. */
 export function armsOf(runs: Pick<RunReport, "arm" | "job" | "directory">[]): Arm[] {
   const groups = new Map<string, Pick<RunReport, "job" | "directory">[]>();
   for (const run of runs) {
@@ -45,13 +45,13 @@ export function armsOf(runs: Pick<RunReport, "arm" | "job" | "directory">[]): Ar
   }));
 }
 
-/** Quantiles 0.975 of Student's t for 1 to 30 degrees of freedom. */
+/** 0.975 quantiles of Student's t for 1 to 30 degrees of freedom. */
 const T = [
   12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.16, 2.145, 2.131, 2.12, 2.11, 2.101, 2.093, 2.086, 2.08,
   2.074, 2.069, 2.064, 2.06, 2.056, 2.052, 2.048, 2.045, 2.042,
 ];
 
-/** The mean of a sample with its 95 % interval by Student's t; of one value, that alone. */
+/** The mean of a sample with its 95 % interval by Student's t. A single value has no interval. */
 export function meanInterval(values: number[]): { mean: number; low?: number; high?: number } {
   const n = values.length;
   const mean = values.reduce((sum, value) => sum + value, 0) / n;
@@ -76,7 +76,7 @@ function armPoints(runs: Point[][]): Point[] {
     .map(([x, points]) => {
       const { mean, low, high } = meanInterval(points.map((point) => point.y!));
       const { se, label } = points[0]!;
-      // Without ends, so that no band leads there.
+      // No interval, so that no band extends there.
       const spread = points.length === 1 ? { se } : { low, high };
       return { x, y: mean, ...spread, label, ...(runs.length > 1 ? { more: [["seeds", points.length]] } : {}) };
     });
@@ -86,9 +86,9 @@ function armPoints(runs: Point[][]): Point[] {
 export interface ArmRow {
   arm: string;
   seeds: number;
-  /** The last round that all its runs have. */
+  /** The last round that all its runs have reached. */
   round: number;
-  /** By the heads of the table of rounds. */
+  /** Figures by the column heads of the table of rounds. */
   figures: Map<string, string>;
 }
 
@@ -108,7 +108,7 @@ export function armRows(arms: Arm[]): ArmRow[] {
   });
 }
 
-/** Charts of all metrics with a line for each arm: the mean over seeds with its band, or each run alone. */
+/** Charts of all metrics with a line for each arm, as the mean over seeds with its band, or with a line for each run. */
 export function compareCharts(arms: Arm[], perRun: boolean): ChartGroup[] {
   const runs = arms.flatMap((arm) => arm.runs);
   const charts = chartDefs(runs.map((run) => run.job)).flatMap((def) =>

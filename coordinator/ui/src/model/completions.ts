@@ -1,4 +1,4 @@
-// Sorting and filtering of completions as the coordinator does it, for the rows of a report.
+// Sorts and filters the completions of a report the same way as the coordinator.
 import { CompletionSort, Selection, type Completion, type CompletionFilter, type CompletionRow } from "../../gen/foil/v1/results.js";
 
 type Filter = Pick<CompletionFilter, "contains" | "selection"> & Partial<CompletionFilter>;
@@ -6,7 +6,7 @@ type Filter = Pick<CompletionFilter, "contains" | "selection"> & Partial<Complet
 export interface RowQuery {
   sort: CompletionSort;
   descending: boolean;
-  /** The round whose values are sorted by. */
+  /** The round by whose values rows are sorted. */
   sortRound: number;
   filter: Filter | undefined;
 }
@@ -26,7 +26,7 @@ function value(completion: Completion, sort: CompletionSort): number | undefined
   }
 }
 
-/** What a row is sorted by: of several completions in a round, their mean. */
+/** The value by which a row is sorted: the mean over the completions of a round. */
 export function sortKey(row: CompletionRow, { sort, sortRound }: Pick<RowQuery, "sort" | "sortRound">): number | undefined {
   if (sort === CompletionSort.DISAGREEMENT) return row.disagreement;
   const values = row.completions.filter((one) => one.round === sortRound).map((one) => value(one, sort));
@@ -34,7 +34,7 @@ export function sortKey(row: CompletionRow, { sort, sortRound }: Pick<RowQuery, 
   return known.length === 0 ? undefined : known.reduce((sum, one) => sum + one, 0) / known.length;
 }
 
-/** A value that is missing is out of all bounds. */
+/** Whether a value is within bounds. A missing value is outside all bounds. */
 function within(value: number | undefined, min: number | undefined, max: number | undefined): boolean {
   if (min === undefined && max === undefined) return true;
   return value !== undefined && value >= (min ?? -Infinity) && value <= (max ?? Infinity);
@@ -59,7 +59,7 @@ function matches(row: CompletionRow, filter: Filter | undefined): boolean {
   return row.completions.some((one) => (inPrompt || holds(one.text?.text)) && allows(filter, one));
 }
 
-/** The rows that match, in order; those without the value come last, equal ones in the order of the data set. */
+/** The matching rows, sorted. Rows without the value come last, and equal rows keep the order of the data set. */
 export function queryRows(rows: CompletionRow[], query: RowQuery): CompletionRow[] {
   const found = rows.filter((row) => matches(row, query.filter));
   const byPrompt = query.sort === CompletionSort.UNSPECIFIED || query.sort === CompletionSort.PROMPT;

@@ -1,9 +1,9 @@
-// Where a job's data comes from: the sources of its sets, and its files with their hashes.
+// The origin of a job's data: the sources of its sets, and its files with their hashes.
 import type { DataSourceSummary, Job } from "../../gen/foil/v1/jobs.js";
 
 export interface Source extends DataSourceSummary {
   set: string;
-  /** Part of the set's rows, from 0 to 1. */
+  /** Share of the set's rows, from 0 to 1. */
   share: number;
 }
 
@@ -19,7 +19,7 @@ export interface InputFile {
   blake3: string;
 }
 
-/** The files of the specification, in the order of its fields: `input:HASH:NAME` once they are uploaded. */
+/** The files of the specification, in field order. They are `input:HASH:NAME` once uploaded. */
 export function inputFiles(job: Job): InputFile[] {
   const { sft = [], preferences = [], golden = [], prompts = [], evaluation, sources = [] } = job.spec?.data ?? {};
   const lists = {

@@ -17,7 +17,7 @@ const PAIRS: Partial<Record<CalibrationSource, string>> = {
   [CalibrationSource.FRESH]: "golden against fresh samples",
 };
 
-/** Histograms that are read together, the first ones first. */
+/** Panels of related histograms, in display order. */
 const PANELS: { id: string; title: string; sources: RewardSource[]; note: string }[] = [
   {
     id: "golden",

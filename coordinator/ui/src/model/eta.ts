@@ -1,4 +1,4 @@
-// How long a job has still to run, from the phases that it has done.
+// Estimates the remaining time of a job from its completed phases.
 import type { Job } from "../../gen/foil/v1/jobs.js";
 import { isEnded, phaseFraction, phaseParts } from "./job.js";
 
@@ -17,16 +17,16 @@ export interface Running {
 }
 
 export interface Eta {
-  /** Of the running phase; absent until some of it is done. */
+  /** Remaining time of the running phase; absent until some of it is done. */
   phase?: number;
-  /** Of the whole job; absent until a round has shown how long each of its phases takes. */
+  /** Remaining time of the whole job; absent until a completed round shows how long each of its phases takes. */
   job?: number;
 }
 
 const MIN_FRACTION = 0.02;
 const MIN_SECONDS = 2;
 
-/** A phase that was not done yet takes as long as the last one of the same work in an earlier round. */
+/** Assumes that a pending phase takes as long as the last phase of the same work in an earlier round. */
 export function eta(job: Job, done: PhaseTime[], running: Running | undefined): Eta {
   if (isEnded(job)) return {};
   const last = new Map(done.map(({ phase, seconds }) => [phaseParts(phase).work, seconds]));

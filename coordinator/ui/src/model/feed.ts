@@ -1,24 +1,24 @@
-// A job as its events tell it, one after another.
+// The state of a job, derived from its events one by one.
 import type { Job, JobEvent } from "../../gen/foil/v1/jobs.js";
 import type { PhaseTime, Running } from "./eta.js";
 import { phaseFraction } from "./job.js";
 import { millis } from "./time.js";
 
-/** An event of the log, in words of the timeline. */
+/** An event of the log, worded for the timeline. */
 export interface Entry {
   at: number;
   kind: "started" | "committed" | "checkpoint" | "state" | "info" | "warning" | "error";
   text: string;
   phase?: string;
   attempt?: number;
-  /** Of a checkpoint. */
+  /** The step of a checkpoint. */
   step?: bigint;
   bytes?: bigint;
 }
 
 export interface JobView {
   job: Job;
-  /** Oldest first, the last ones of many. */
+  /** Oldest first. Only the last ones are kept if there are many. */
   entries: Entry[];
   /** Committed phases with their times, in order. */
   done: PhaseTime[];
@@ -39,7 +39,7 @@ function appended(entries: Entry[], entry: Entry): Entry[] {
   return [...(entries.length >= MAX_ENTRIES ? entries.slice(1 - MAX_ENTRIES) : entries), entry];
 }
 
-/** The view after an event. `now` is the time of progress, whose events may have none. */
+/** The view after an event. `now` is the time of progress, since progress events may have none. */
 export function fold(view: JobView | undefined, event: JobEvent, now: number): JobView | undefined {
   const at = millis(event.at) ?? now;
   if (event.event.oneofKind === "job") {
@@ -62,7 +62,7 @@ export function fold(view: JobView | undefined, event: JobEvent, now: number): J
       const before = view.running;
       const running =
         before && before.phase === progress.phase ? { ...before, seconds } : { phase: progress.phase, seconds, from: seconds < 5 ? 0 : phaseFraction(progress) };
-      // Measured from the first progress that is seen, if that came long after the start.
+      // Measured from the first visible progress if that came long after the start.
       const runningSince = before || seconds < 5 ? since : now;
       return { ...view, job: { ...view.job, phase: progress.phase, progress }, running: { ...running, seconds: (now - runningSince) / 1000 }, runningSince };
     }
@@ -88,7 +88,7 @@ export function fold(view: JobView | undefined, event: JobEvent, now: number): J
   }
 }
 
-/** Of two states of a job, the later one with the parts that its message left out. */
+/** The later of two states of a job, completed with the parts that its message omits. */
 function keepParts(before: Job, job: Job): Job {
   const parts = new Set(job.omitted);
   if (parts.size === 0) return job;

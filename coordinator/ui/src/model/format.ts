@@ -1,6 +1,6 @@
 // Numbers, times and sizes as text.
 
-/** What stands where there is no figure. */
+/** Placeholder for a missing figure. */
 export const NONE = "–";
 
 const MINUS = "\u2212";
@@ -9,11 +9,11 @@ function withMinus(text: string): string {
   return text.startsWith("-") ? MINUS + text.slice(1) : text;
 }
 
-/** A number with fixed digits, halves rounded to even as the command line does; a rounded zero has no sign. */
+/** A number with fixed digits, with halves rounded to even like on the command line. A rounded zero has no sign. */
 export function fixed(value: number, digits: number): string {
   if (!Number.isFinite(value)) return Number.isNaN(value) ? "NaN" : value > 0 ? "∞" : `${MINUS}∞`;
   let text = value.toFixed(digits);
-  // Exactly between two decimals, which toFixed rounds away from zero, are the odd multiples of this power of two.
+  // The numbers exactly between two decimals, which toFixed rounds away from zero, are the odd multiples of this power of two.
   if (Math.abs((value * 2 ** (digits + 1)) % 2) === 1) text = text.replace(/[13579]$/, (odd) => `${+odd - 1}`);
   return withMinus(/^-0(\.0*)?$/.test(text) ? text.slice(1) : text);
 }
@@ -29,7 +29,7 @@ export function compact(value: number): string {
   return fixed(value, Math.min(digits, 4));
 }
 
-/** Ticks of an axis that are `step` apart, with the digits that tell them apart. */
+/** Ticks of an axis that are `step` apart, with enough digits to distinguish them. */
 export function tick(value: number, step: number): string {
   if (value === 0) return "0";
   if (Math.abs(value) >= 1e7 || step < 1e-4) {
@@ -40,16 +40,16 @@ export function tick(value: number, step: number): string {
   return Math.abs(value) >= 1000 && digits === 0 ? count(value) : fixed(value, digits);
 }
 
-/** All digits that a double has, for tables and tooltips. */
+/** All digits of a double, for tables and tooltips. */
 export function exact(value: number): string {
   if (!Number.isFinite(value)) return fixed(value, 0);
   return withMinus(String(Number(value.toPrecision(9)))).replaceAll("e-", `e${MINUS}`);
 }
 
-/** Digits after the point: as many as show two significant ones of an error, and at least some. */
+/** Digits after the point: enough for two significant digits of the error, and at least `least`. */
 export function digitsOf(least: number, error = 0): number {
   const digits = 1 - Math.floor(Math.log10(error));
-  // Rounding makes errors of equal values that are not quite 0.
+  // Because of rounding, errors of equal values are not quite 0.
   return digits > least && digits <= 8 ? digits : least;
 }
 
@@ -57,12 +57,12 @@ export interface Estimate {
   value: number;
   /** Standard error. */
   se?: number | undefined;
-  /** Ends of the 95 % interval, of a rate without a standard error. */
+  /** Ends of the 95 % interval, for a rate without a standard error. */
   low?: number | undefined;
   high?: number | undefined;
 }
 
-/** A value with its standard error, rounded to two significant digits of the latter: 0.750 ± 0.020. */
+/** A value with its standard error, rounded to two significant digits of the error: 0.750 ± 0.020. */
 export function estimate({ value, se, low, high }: Estimate): string {
   if (se !== undefined && se > 0) {
     const digits = digitsOf(0, se);
@@ -109,12 +109,12 @@ export function duration(seconds: number): string {
   return `${sign}${Math.floor(hours / 24)} d ${hours % 24} h`;
 }
 
-/** A time left, which is never known well: `a few seconds`, `about 9 s`. */
+/** A remaining time, which is only approximate: `a few seconds`, `about 9 s`. */
 export function timeLeft(seconds: number): string {
   return seconds < 5 ? "a few seconds" : `about ${duration(Math.round(seconds))}`;
 }
 
-/** The largest unit alone: `45 s`, `3 min`, `2 h`, `5 d`. */
+/** The largest unit only: `45 s`, `3 min`, `2 h`, `5 d`. */
 export function age(seconds: number): string {
   const size = Math.max(0, seconds);
   if (size < 60) return `${Math.floor(size)} s`;
@@ -123,7 +123,7 @@ export function age(seconds: number): string {
   return `${Math.floor(size / 86400)} d`;
 }
 
-/** Seconds after which a date says more than an age. */
+/** Age in seconds from which a date is more useful than an age. */
 export const DATED = 30 * 86400;
 
 /** Local date and time to the second: 2026-03-01 14:05:09. */

@@ -1,4 +1,4 @@
-// A job's state in the words of the pages.
+// The state of a job in the wording of the pages.
 import { JobState, type Job, type PhaseProgress } from "../../gen/foil/v1/jobs.js";
 import { bytes, count, counted } from "./format.js";
 import { millis } from "./time.js";
@@ -35,18 +35,18 @@ export function isEnded(job: Job): boolean {
   return [JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED].includes(job.state);
 }
 
-/** Phases in the job's plan. */
+/** Number of phases in the job's plan. */
 export function phasesTotal(job: Job): number {
   return Math.max(job.phasesTotal, job.plan?.phases.length ?? 0);
 }
 
-/** Done part of the running phase, from 0 to 1. */
+/** Completed share of the running phase, from 0 to 1. */
 export function phaseFraction(progress: PhaseProgress | undefined): number {
   if (!progress || progress.total === 0n) return 0;
   return Math.min(1, Number(progress.done) / Number(progress.total));
 }
 
-/** Done part of the job, from 0 to 1; each phase counts as much as any other. */
+/** Completed share of the job, from 0 to 1. All phases count the same. */
 export function jobFraction(job: Job): number {
   if (job.state === JobState.SUCCEEDED) return 1;
   const total = phasesTotal(job);
@@ -69,7 +69,7 @@ export function phaseParts(id: string): { round: number | undefined; work: strin
   return { round: Number(found[1]), work: found[2]!.replaceAll(".", " ").replaceAll("_", " ") };
 }
 
-/** Seconds that a job has run or ran, from its first start. */
+/** Seconds that a job has been running or ran, from its first start. */
 export function runSeconds(job: Job, now: number): number | undefined {
   const start = millis(job.startedAt);
   if (start === undefined) return undefined;

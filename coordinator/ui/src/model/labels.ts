@@ -1,8 +1,8 @@
-// Selection of jobs by labels, as `foil list --label` takes them.
+// Selects jobs by labels with the syntax of `foil list --label`.
 
 const KEY = /^([a-z0-9]([a-z0-9.-]*[a-z0-9])?\/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$/;
 
-/** `team=speech, env=prod` as a map, or why it is none. */
+/** Parses `team=speech, env=prod` to a map, or returns why it is invalid. */
 export function labelFilter(text: string): { labels: Record<string, string> } | { problem: string } {
   const labels: Record<string, string> = {};
   for (const part of text.split(",").map((one) => one.trim()).filter((one) => one !== "")) {

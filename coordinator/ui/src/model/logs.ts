@@ -1,8 +1,8 @@
-// Lines of ranks' logs: JSON objects with time, level, target, message and further fields.
+// Lines of ranks' logs: JSON objects with time, level, target, message and additional fields.
 import type { RankLogLine } from "../../gen/foil/v1/jobs.js";
 
 export interface LogLine {
-  /** Grows along the log. */
+  /** Increases along the log. */
   number: number;
   attempt: number;
   rank: number;
@@ -10,7 +10,7 @@ export interface LogLine {
   at: number | undefined;
   level: string;
   message: string;
-  /** Further fields: name and value. */
+  /** Additional fields: name and value. */
   fields: [string, string][];
   dropped: bigint;
 }
@@ -22,7 +22,7 @@ function text(value: unknown): string {
   return typeof value === "string" ? value : JSON.stringify(value);
 }
 
-/** A line as it is shown; what is no such object is its own message. */
+/** A line in display form. A line that is not such an object becomes its own message. */
 export function logLine(line: RankLogLine, number: number): LogLine {
   const found: LogLine = { number, attempt: line.attempt, rank: line.rank, at: undefined, level: "", message: line.line, fields: [], dropped: line.droppedBytes };
   let json: unknown;
@@ -42,7 +42,7 @@ export function logLine(line: RankLogLine, number: number): LogLine {
   };
 }
 
-/** The last `most` of two lists of lines. */
+/** The last `most` lines of two lists. */
 export function joined(before: LogLine[], more: LogLine[], most: number): LogLine[] {
   const all = before.concat(more);
   return all.length > most ? all.slice(all.length - most) : all;

@@ -1,4 +1,4 @@
-// The metrics of a round: their names in words, and the charts that they belong to.
+// The metrics of a round: their display names and charts.
 
 /** The part of a RoundResult that has the metric. */
 export type Side = "reward" | "policy";
@@ -17,7 +17,7 @@ export interface ChartDef {
   unit?: string;
   bounds?: [number | undefined, number | undefined];
   note?: string;
-  /** The start policy's value, where it is known without being measured. */
+  /** The start policy's value, if it is known without a measurement. */
   start?: number;
 }
 
@@ -38,7 +38,7 @@ function one(metric: string, label = metric): MetricLine[] {
   return [{ metric, label }];
 }
 
-/** Charts of known metrics, in the order in which they are shown. */
+/** Charts of known metrics, in display order. */
 export const CHARTS: ChartDef[] = [
   {
     id: "accuracy",
@@ -303,7 +303,7 @@ export const CHARTS: ChartDef[] = [
 
 const KNOWN = new Set(CHARTS.flatMap((chart) => chart.lines.map((line) => `${chart.side}/${line.metric}`)));
 
-/** Whether a metric belongs to another one (its interval, its deviation) or to half of the rows. */
+/** Whether a metric is a detail of another one (its interval, its deviation) or covers half of the rows. */
 export function isDetail(name: string, names: ReadonlySet<string>): boolean {
   if (name.startsWith("selection_") || name.startsWith("report_")) return true;
   const stem = /^(.*)_(low|high|n)$/.exec(name)?.[1];
@@ -314,7 +314,7 @@ export function isDetail(name: string, names: ReadonlySet<string>): boolean {
 
 const TRAIN = /^train_/;
 
-/** Charts for metrics that no chart above has, one each. */
+/** Charts for metrics that belong to no chart above, one for each metric. */
 export function unknownCharts(side: Side, names: ReadonlySet<string>): ChartDef[] {
   const unknown = [...names].filter((name) => !KNOWN.has(`${side}/${name}`) && !isDetail(name, names));
   const owner = side === "reward" ? "reward model" : "policy";

@@ -1,4 +1,4 @@
-// The rounds of a job, one line each, with the main figures.
+// The rounds of a job, one row each, with the main figures.
 import type { Job } from "../../gen/foil/v1/jobs.js";
 import { digitsOf, fixed, NONE } from "./format.js";
 import type { Side } from "./metrics.js";
@@ -9,7 +9,7 @@ export interface Column {
   title: string;
   side: Side;
   metric: string;
-  /** After the point, as on the command line: at least, where there is an error. */
+  /** Digits after the point, like on the command line. This is the minimum if there is an error. */
   digits: number;
 }
 
@@ -34,7 +34,7 @@ export interface RoundTable {
   rows: RoundRow[];
 }
 
-/** Columns without a figure are left out. */
+/** Columns without figures are omitted. */
 export function roundTable(job: Job): RoundTable {
   const rounds = job.rounds.map((round) => ({ round: round.round, reward: round.reward, policy: round.policy }));
   const gains = job.rounds.some((round) => find(round.policy, "reward_gain"));

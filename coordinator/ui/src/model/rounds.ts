@@ -16,7 +16,7 @@ function sideOf(round: RoundResult, side: Side): Metric[] {
   return side === "reward" ? round.reward : round.policy;
 }
 
-/** One metric with its standard error, or its interval where it has none. */
+/** One metric with its standard error, or with its interval if it has no standard error. */
 export function point(metrics: Metric[], name: string, round: number): Point | undefined {
   const metric = find(metrics, name);
   if (!metric || !Number.isFinite(metric.value)) return undefined;
@@ -53,7 +53,7 @@ export function roundPoints(job: Job, side: Side, name: string, start?: number):
   return points.some((one) => one.x > 0) ? points : side === "policy" && find(job.start, name) ? points : [];
 }
 
-/** Names of all metrics of a side, in the order of their first round. */
+/** Names of all metrics of a side, ordered by the first round that has them. */
 export function metricNames(jobs: Job[], side: Side): Set<string> {
   const names = new Set<string>();
   for (const job of jobs) {
@@ -63,7 +63,7 @@ export function metricNames(jobs: Job[], side: Side): Set<string> {
   return names;
 }
 
-/** Charts that some metric of the jobs belongs to. */
+/** Charts for which the jobs have metrics. */
 export function chartDefs(jobs: Job[]): ChartDef[] {
   const names = { reward: metricNames(jobs, "reward"), policy: metricNames(jobs, "policy") };
   const known = CHARTS.filter((chart) => chart.lines.some((line) => names[chart.side].has(line.metric)));
@@ -99,12 +99,12 @@ export function inGroups(charts: { group: string; chart: ChartSpec }[]): ChartGr
   return groups.filter((group) => group.charts.length > 0);
 }
 
-/** All curves of a job, by group; the best round is marked. */
+/** All curves of a job, by group, with the best round marked. */
 export function roundCharts(job: Job): ChartGroup[] {
   return inGroups(chartDefs([job]).map((def) => ({ group: def.group, chart: roundChart(job, def) })));
 }
 
-/** Reward gain (or raw reward) and gold over the square root of KL: where they part, the reward model is exploited. */
+/** Reward gain (or raw reward) and gold reward over the square root of KL. If they diverge, the policy exploits the reward model. */
 export function overoptimization(job: Job): ChartSpec | undefined {
   const stages: { round: number; metrics: Metric[] }[] = [
     { round: 0, metrics: job.start },

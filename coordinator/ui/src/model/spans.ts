@@ -1,4 +1,4 @@
-// The timeline: phases as bars over time, one lane for each kind of work.
+// The timeline: phases as bars over time, with one lane for each kind of work.
 import type { Timestamp } from "../../gen/google/protobuf/timestamp.js";
 import { SpanOutcome, type TimelineAttempt, type TimelineSpan } from "../../gen/foil/v1/results.js";
 import type { Entry } from "./feed.js";
@@ -13,7 +13,7 @@ export interface Span {
   lane: string;
   attempt: number;
   from: number;
-  /** Until now, of one that runs. */
+  /** Undefined while the phase is running. */
   to: number | undefined;
   outcome: Outcome;
   failureClass: string;
@@ -28,7 +28,7 @@ const OUTCOMES: Record<SpanOutcome, Outcome> = {
   [SpanOutcome.INTERRUPTED]: "broken",
 };
 
-/** A span with the reason for which its attempt ended, if that broke it off. */
+/** A span with the reason why its attempt ended, if that interrupted it. */
 export function spanOf(span: TimelineSpan, attempts: TimelineAttempt[]): Span {
   const ended = span.outcome === SpanOutcome.INTERRUPTED ? attempts.find((one) => one.attempt === span.attempt) : undefined;
   const { round, work } = phaseParts(span.phase);
@@ -47,7 +47,7 @@ export function spanOf(span: TimelineSpan, attempts: TimelineAttempt[]): Span {
   };
 }
 
-/** Spans as far as events tell them, where there is no timeline: a phase that starts again was interrupted. */
+/** Spans derived from events, if there is no timeline. A phase that starts again was interrupted. */
 export function spansOf(entries: Entry[], ended: number | undefined): Span[] {
   const spans: Span[] = [];
   let open: Span | undefined;
@@ -86,11 +86,11 @@ export interface Lanes {
   lanes: { name: string; spans: Span[] }[];
   from: number;
   to: number;
-  /** First start of each attempt after the first. */
+  /** First start of each attempt after the first one. */
   attempts: { attempt: number; at: number }[];
 }
 
-/** Lanes in the order in which their work first ran. */
+/** Lanes in the order in which their work first started. */
 export function lanesOf(spans: Span[], now: number): Lanes {
   const lanes = new Map<string, Span[]>();
   const attempts = new Map<number, number>();
@@ -114,7 +114,7 @@ export function lanesOf(spans: Span[], now: number): Lanes {
 
 const STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800, 604800];
 
-/** Round times between two ends, in milliseconds, at most `most` of them. */
+/** Round times between two ends, in milliseconds, `most` of them at most. */
 export function ticks(from: number, to: number, most: number): { at: number; step: number }[] {
   const seconds = (to - from) / 1000;
   const step = STEPS.find((one) => seconds / one <= most) ?? Math.ceil(seconds / most / 604800) * 604800;

@@ -1,4 +1,4 @@
-// The curves of training steps: the phases of one kind after one another.
+// The curves of training steps, with the phases of one kind concatenated.
 import type { PhaseSteps, StepCurve } from "../../gen/foil/v1/results.js";
 import type { ChartSpec, Point, Series } from "../chart/spec.js";
 
@@ -22,7 +22,7 @@ const TITLES: Record<string, { title: string; unit?: string; note?: string; boun
   skipped: { title: "Skipped steps", note: "1 where the loss or gradient was not finite.", bounds: [0, 1] },
 };
 
-/** Kinds of training phases that have steps, in the order of the plan. */
+/** Kinds of training phases with steps, in plan order. */
 export function stepKinds(phases: PhaseSteps[]): string[] {
   return [...new Set(phases.filter((phase) => phase.curves.length > 0).map((phase) => phase.kind))];
 }
@@ -43,7 +43,7 @@ function valuesOf(phase: PhaseSteps, curve: StepCurve): Value[] {
   });
 }
 
-/** Tokens a second: those of a point's steps over their time. */
+/** Tokens per second: the tokens of a point's steps over their duration. */
 export function throughput(phase: PhaseSteps): Value[] {
   const curve = (name: string) => phase.curves.find((one) => one.metric === name);
   const [tokens, seconds] = [curve("tokens"), curve("seconds")];
@@ -51,7 +51,7 @@ export function throughput(phase: PhaseSteps): Value[] {
   const time = new Map(valuesOf(phase, seconds).map((value) => [value.step, value.mean]));
   return valuesOf(phase, tokens).flatMap(({ step, mean }) => {
     const spent = time.get(step) ?? 0;
-    // The extremes of a quotient are not those of its parts.
+    // The extremes of a quotient are not the quotients of the extremes.
     return spent > 0 ? [{ step, mean: mean / spent, min: mean / spent, max: mean / spent }] : [];
   });
 }
@@ -64,7 +64,7 @@ export interface RunSteps {
 
 interface Placed {
   phase: PhaseSteps;
-  /** Steps of all phases of the kind before this one. */
+  /** Number of steps of all earlier phases of the kind. */
   offset: number;
 }
 
@@ -85,9 +85,9 @@ function pointsOf(places: Placed[], metric: string): Point[] {
     const curve = phase.curves.find((one) => one.metric === metric);
     const values = metric === "throughput" ? throughput(phase) : curve ? valuesOf(phase, curve) : [];
     if (values.length === 0) continue;
-    // A line does not lead from the end of one phase to the start of the next.
+    // The line is interrupted between the end of one phase and the start of the next.
     if (points.length > 0) points.push({ x: offset + 0.5, y: null });
-    // A band goes along all of them, also those of one step.
+    // A band covers all points, even those of a single step.
     const ranges = values.some(({ min, max }) => min < max);
     for (const { step, mean, min, max } of values) {
       const name = phase.round > 0 ? `round ${phase.round}, step ${step}` : `step ${step}`;
@@ -130,7 +130,7 @@ export function stepCharts(runs: RunSteps[], kind: string): ChartSpec[] {
   });
 }
 
-/** The points to ask for per phase, so that all phases together stay near a few thousand. */
+/** The number of points to request per phase, so that all phases together have at most a few thousand. */
 export function pointsPerPhase(phases: number): number {
   return Math.max(40, Math.min(500, Math.floor(4000 / Math.max(1, phases))));
 }

@@ -1,4 +1,4 @@
-// Timestamps of the wire as milliseconds since 1970.
+// Converts protobuf timestamps to milliseconds since 1970.
 import type { Timestamp } from "../../gen/google/protobuf/timestamp.js";
 
 export function millis(at: Timestamp): number;

@@ -1,4 +1,4 @@
-// Tokens of a completion with their log-probabilities, and the classes of colors for them.
+// Tokens of a completion with their log-probabilities, and their color classes.
 import type { CompletionToken } from "../../gen/foil/v1/results.js";
 
 export type TokenFigure = "log_prob" | "ref_log_prob" | "ratio" | "drift";
@@ -24,12 +24,12 @@ export function figureOf(token: CompletionToken, figure: TokenFigure): number | 
   }
 }
 
-/** Figures that some token has. */
+/** Figures that at least one token has. */
 export function availableFigures(tokens: CompletionToken[]): TokenFigure[] {
   return (Object.keys(TOKEN_FIGURES) as TokenFigure[]).filter((figure) => tokens.some((token) => figureOf(token, figure) !== undefined));
 }
 
-/** Nats at which a color reaches its next class. */
+/** Thresholds in nats between color classes. */
 const SURPRISE = [0.1, 0.3, 0.7, 1.2, 2, 3, 4.5, 7];
 const DIFFERENCE = [0.05, 0.2, 0.5, 1];
 
@@ -37,7 +37,7 @@ const DIFFERENCE = [0.05, 0.2, 0.5, 1];
 export function tokenClass(value: number | undefined, figure: TokenFigure): string {
   if (value === undefined || Number.isNaN(value)) return "";
   if (!TOKEN_FIGURES[figure].diverging) return `surprise-${SURPRISE.filter((limit) => -value > limit).length}`;
-  // Drift is some thousand times smaller than what tells policies apart.
+  // Drift is some thousand times smaller than the differences between policies.
   const scale = figure === "drift" ? 1000 : 1;
   const level = DIFFERENCE.filter((limit) => Math.abs(value) * scale > limit).length;
   return level === 0 ? "" : `${value > 0 ? "more" : "less"}-${level}`;

@@ -1,4 +1,4 @@
-// JSON values as YAML, for reading a specification.
+// Formats JSON values as YAML, to display a specification.
 
 type Json = null | boolean | number | string | Json[] | { [key: string]: Json };
 

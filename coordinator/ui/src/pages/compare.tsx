@@ -1,4 +1,4 @@
-// The runs of a report side by side, on the same axes.
+// Compares the runs of a report on the same axes.
 import { useEffect, useMemo, useState } from "preact/hooks";
 import type { Report } from "../../gen/foil/v1/results.js";
 import { jobHref } from "../app/router.js";
@@ -81,7 +81,7 @@ export function ComparePage({ report }: { report: Report }) {
   );
 }
 
-/** The main figures of the last round: of each arm over its seeds, and of each run. */
+/** The main figures of the last round, for each arm over its seeds, and for each run. */
 function Arms({ arms }: { arms: Arm[] }) {
   const runs = arms.flatMap((arm) => arm.runs.map((run) => ({ run, table: roundTable(run.job) })));
   const heads = [...new Map(runs.flatMap(({ table }) => table.columns.map((column) => [column.head, column] as const))).values()];

@@ -19,7 +19,7 @@ interface Filters {
   mine: boolean;
 }
 
-/** Filters stand in the address, so that a link keeps them. */
+/** Filters are part of the address, so that links preserve them. */
 function readFilters(): Filters {
   const query = new URLSearchParams(location.search);
   const states = (query.get("state") ?? "").split(",").map(stateNamed);
@@ -192,7 +192,7 @@ function JobRow({ job }: { job: Job }) {
   );
 }
 
-/** What a job does, waits for, or ended with. */
+/** What a job is doing or waiting for, or how it ended. */
 function Now({ job }: { job: Job }) {
   if (job.failure) {
     return (

@@ -1,4 +1,4 @@
-// The machines, and the work of each of their devices.
+// The machines and the work on each of their devices.
 import { useEffect } from "preact/hooks";
 import { AgentState, type Agent, type DeviceUse } from "../../gen/foil/v1/agents.js";
 import type { Device } from "../../gen/foil/v1/workers.js";

@@ -1,4 +1,4 @@
-// The coordinator that served the page, by gRPC-Web.
+// The coordinator that served the page, over gRPC-Web.
 import { GrpcWebFetchTransport } from "@protobuf-ts/grpcweb-transport";
 import type { RpcOptions } from "@protobuf-ts/runtime-rpc";
 import { AccessClient } from "../../gen/foil/v1/access.client.js";
@@ -16,14 +16,14 @@ import { follow } from "./watch.js";
 
 const DEADLINE_MS = 20_000;
 
-/** Tells the whole page how a call went. */
+/** Reports the outcome of a call to the whole page. */
 function note(problem: Problem | undefined) {
   if (!problem) return connected();
   if (problem.kind === "unauthenticated") requireSignIn(problem.message);
   else if (problem.kind === "unavailable" || problem.kind === "standby") disconnected(problem);
 }
 
-/** A short call with its deadline. */
+/** Makes a short call with a deadline. */
 async function called<T>(signal: AbortSignal | undefined, call: (options: RpcOptions) => Promise<T>): Promise<T> {
   const deadline = AbortSignal.timeout(DEADLINE_MS);
   try {
@@ -43,7 +43,7 @@ function credentials(): RpcOptions {
   return token === undefined ? {} : { meta: { authorization: `Bearer ${token}` } };
 }
 
-/** Fetches by page the parts that were too large for one message. */
+/** Fetches the parts that are too large for one message, page by page. */
 async function complete(jobs: JobsClient, job: Job, options: RpcOptions): Promise<Job> {
   const request = (pageToken: string) => ({ jobId: job.id, pageSize: 0, pageToken });
   for (const part of job.omitted) {

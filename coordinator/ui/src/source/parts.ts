@@ -1,7 +1,7 @@
 // Parts of a job that are too large for one message.
 import type { Artifact } from "../../gen/foil/v1/artifacts.js";
 
-/** All pages of a list, one after another. */
+/** The items of all pages of a list. */
 export async function allPages<T>(page: (token: string) => Promise<{ items: T[]; next: string }>): Promise<T[]> {
   const all: T[] = [];
   let token = "";
@@ -14,7 +14,7 @@ export async function allPages<T>(page: (token: string) => Promise<{ items: T[];
   return all;
 }
 
-/** Joins the parts of artifacts whose objects go over several pages. */
+/** Joins artifacts whose objects are spread over several pages. */
 export function joinArtifacts(parts: Artifact[]): Artifact[] {
   const joined: Artifact[] = [];
   for (const part of parts) {

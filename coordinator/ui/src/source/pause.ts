@@ -1,9 +1,9 @@
-// Waiting between tries.
+// Waits between retries.
 
 const FIRST = 500;
 const LONGEST = 15_000;
 
-/** Milliseconds before the nth try again (from 0): doubled each time, with up to a quarter at random. */
+/** Milliseconds before the nth retry (from 0): doubled each time, with up to a quarter at random. */
 export function backoff(tries: number, random = Math.random()): number {
   return Math.min(LONGEST, FIRST * 2 ** Math.min(tries, 10)) * (1 + random / 4);
 }

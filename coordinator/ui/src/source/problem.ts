@@ -1,4 +1,4 @@
-// Why a call failed, as the pages tell it.
+// The reason why a call failed, in the form that the pages show.
 import { base64decode } from "@protobuf-ts/runtime";
 import { RpcError } from "@protobuf-ts/runtime-rpc";
 import { ErrorInfo, RetryInfo, Status } from "../../gen/google/rpc/error_details.js";
@@ -19,9 +19,9 @@ export class Problem extends Error {
   constructor(
     readonly kind: ProblemKind,
     message: string,
-    /** Of a standby: the leader's address, if it knows it. */
+    /** The leader's address, if a standby knows it. */
     readonly leader?: string,
-    /** When to try again, in milliseconds from now. */
+    /** Milliseconds until the next retry. */
     readonly retryAfter?: number,
   ) {
     super(message);
@@ -50,7 +50,7 @@ const KINDS: Record<string, ProblemKind> = {
   CANCELLED: "cancelled",
 };
 
-/** An http(s) origin, without path, user or anything else that an address may hide. */
+/** An http(s) origin, without path, user or anything else that an address may contain. */
 export function originOf(address: string | undefined): string | undefined {
   if (!address) return undefined;
   try {
@@ -68,7 +68,7 @@ interface Details {
 
 const LONGEST_WAIT = 60_000;
 
-/** The details of a status, of which those that are damaged are left out. */
+/** The details of a status, except damaged ones. */
 function detailsOf(error: RpcError): Details {
   const trailer = error.meta["grpc-status-details-bin"];
   if (typeof trailer !== "string") return {};
@@ -82,12 +82,12 @@ function detailsOf(error: RpcError): Details {
       }
     }
   } catch {
-    // The status itself says enough.
+    // The status itself is sufficient.
   }
   return found;
 }
 
-/** A message of a status is percent-encoded on the wire. */
+/** Decodes a status message, which is percent-encoded on the wire. */
 function decoded(message: string): string {
   try {
     return decodeURIComponent(message);
@@ -103,7 +103,7 @@ export function problemOf(error: unknown): Problem {
   if (error.code === "UNAVAILABLE" && info?.reason === "NOT_LEADER") {
     return new Problem("standby", decoded(error.message), originOf(info.metadata["leader"]), retryAfter);
   }
-  // Answers of the coordinator bring metadata with them, failures of the network none.
+  // Answers of the coordinator have metadata; network failures have none.
   const unreached = error.code === "INTERNAL" && Object.keys(error.meta).length === 0;
   if (unreached) return new Problem("unavailable", "The coordinator does not answer.", undefined, retryAfter);
   return new Problem(KINDS[error.code] ?? "other", decoded(error.message) || "The call failed without a message.", undefined, retryAfter);

@@ -1,4 +1,4 @@
-// The data that stands in the page itself, as `foil report` writes it.
+// The data embedded in the page by `foil report`.
 import type { JsonValue, PartialMessage } from "@protobuf-ts/runtime";
 import { WhoAmIResponse } from "../../gen/foil/v1/access.js";
 import { JobEvent, ListJobsResponse } from "../../gen/foil/v1/jobs.js";
@@ -21,12 +21,12 @@ const ELEMENT = "foil-report";
 const TIME_FIELD = /^(at|since)$|_at$/;
 const OFFSET = /^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?)\+00:00$/;
 
-/** Times end with Z where the program writes an offset of 0, which protobuf-ts does not read with a fraction of a second. */
+/** Replaces an offset of 0 in times by Z: protobuf-ts does not parse the offset together with a fraction of a second. */
 export function withZ(field: string, value: unknown): unknown {
   return TIME_FIELD.test(field) && typeof value === "string" ? value.replace(OFFSET, "$1Z") : value;
 }
 
-/** The page's report; undefined on the pages of a coordinator. */
+/** The page's report. Undefined on the pages of a coordinator. */
 export function readReport(): Report | undefined {
   const text = document.getElementById(ELEMENT)?.textContent?.trim();
   if (!text) return undefined;
@@ -34,7 +34,7 @@ export function readReport(): Report | undefined {
   const seen = new Set<string>();
   for (const run of report.runs) {
     if (!run.job) continue;
-    // The same job may have been given twice, and pages tell jobs apart by their ids.
+    // The same job may be included twice, and pages identify jobs by id.
     while (seen.has(run.job.id)) run.job.id += "+";
     seen.add(run.job.id);
   }

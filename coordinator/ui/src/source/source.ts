@@ -1,4 +1,4 @@
-// Where the pages get their data: a coordinator, or the page's own report.
+// The source of the pages' data: a coordinator, or the report embedded in the page.
 import type { PartialMessage } from "@protobuf-ts/runtime";
 import type { WhoAmIResponse } from "../../gen/foil/v1/access.js";
 import type { Agent } from "../../gen/foil/v1/agents.js";
@@ -15,37 +15,37 @@ import type {
 } from "../../gen/foil/v1/results.js";
 import type { Problem } from "./problem.js";
 
-/** Told what happens to a job, until its end. */
+/** Observes a job until it ends. */
 export interface WatchObserver {
   event(event: JobEvent): void;
   connected(): void;
-  /** The stream broke and is opened again at the given time, in milliseconds since 1970. */
+  /** The stream broke and will be reopened at the given time, in milliseconds since 1970. */
   lost(problem: Problem, retryAt: number): void;
-  /** The stream cannot be opened again. */
+  /** The stream cannot be reopened. */
   failed(problem: Problem): void;
 }
 
 export interface StepsQuery {
   jobId: string;
-  /** All that have begun if empty. */
+  /** If empty, all phases that have started. */
   phases?: string[];
   maxPoints: number;
 }
 
-/** Calls reject with a Problem. */
+/** The calls of the pages, which reject with a Problem. */
 export interface Source {
   readonly kind: "live" | "report";
   whoAmI(signal?: AbortSignal): Promise<WhoAmIResponse>;
   listJobs(request: PartialMessage<ListJobsRequest>, signal?: AbortSignal): Promise<ListJobsResponse>;
   /** A job with all its parts. */
   job(id: string, signal?: AbortSignal): Promise<Job>;
-  /** Follows a job over broken connections until the signal or its end. */
+  /** Watches a job, reconnecting as needed, until the signal aborts or the job ends. */
   watch(id: string, observer: WatchObserver, signal: AbortSignal): void;
   agents(signal?: AbortSignal): Promise<Agent[]>;
   logs(request: PartialMessage<LogsRequest>, signal: AbortSignal): AsyncIterable<LogsResponse>;
   steps(query: StepsQuery, signal?: AbortSignal): Promise<PhaseSteps[]>;
   completions(request: PartialMessage<ListCompletionsRequest>, signal?: AbortSignal): Promise<ListCompletionsResponse>;
-  /** Whether a completion can be had token by token. */
+  /** Whether the tokens of a completion are available. */
   hasTokens(request: PartialMessage<GetCompletionRequest>): boolean;
   completion(request: PartialMessage<GetCompletionRequest>, signal?: AbortSignal): Promise<GetCompletionResponse>;
   distributions(request: PartialMessage<GetDistributionsRequest>, signal?: AbortSignal): Promise<GetDistributionsResponse>;

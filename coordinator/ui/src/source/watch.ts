@@ -1,4 +1,4 @@
-// A stream of a job's events that outlives its connections.
+// A stream of a job's events that survives broken connections.
 import type { JobEvent } from "../../gen/foil/v1/jobs.js";
 import { isEnded } from "../model/job.js";
 import { backoff, pause } from "./pause.js";
@@ -8,7 +8,7 @@ import type { WatchObserver } from "./source.js";
 type Open = (afterRevision: bigint, signal: AbortSignal) => AsyncIterable<JobEvent>;
 type Pause = (ms: number, signal: AbortSignal) => Promise<void>;
 
-/** Reads events to the job's last; a broken stream continues after the last revision that was seen. */
+/** Reads events until the job's last one. A broken stream continues after the last revision received. */
 export async function follow(open: Open, observer: WatchObserver, signal: AbortSignal, wait: Pause = pause): Promise<void> {
   let [revision, tries] = [0n, 0];
   while (!signal.aborted) {

@@ -1,4 +1,4 @@
-// Text as a file of the user.
+// Saves text as a file.
 
 export function download(name: string, type: string, text: string) {
   const url = URL.createObjectURL(new Blob([text], { type: `${type};charset=utf-8` }));

@@ -1,4 +1,4 @@
-// Pages by opaque tokens: forward with the answer's token, back along those that were used.
+// Paging with opaque tokens: forward with the token of the answer, back with the tokens used before.
 import { useState } from "preact/hooks";
 import { count } from "../model/format.js";
 
@@ -8,11 +8,11 @@ export interface Pages {
   token: string;
   next: (token: string) => void;
   previous: () => void;
-  /** Goes to a page of which only the token is known. */
+  /** Goes to a page given only its token. */
   jump: (token: string) => void;
 }
 
-/** Goes back to the first page when `key` changes. */
+/** Returns to the first page when `key` changes. */
 export function usePages(key: string): Pages {
   const [state, setState] = useState({ key, tokens: [""] });
   const tokens = state.key === key ? state.tokens : [""];
@@ -29,13 +29,13 @@ export function usePages(key: string): Pages {
 interface PagerProps {
   pages: Pages;
   nextToken: string;
-  /** Rows on the page, rows before it, and on all pages if that is known. */
+  /** Number of rows on the page, before it, and on all pages if that is known. */
   shown: number;
   from: number;
   total?: bigint | undefined;
   what: string;
   busy?: boolean;
-  /** Tokens are numbers of rows: any row can be gone to. */
+  /** Whether tokens are row numbers, so that any row can be reached. */
   byRow?: boolean;
 }
 

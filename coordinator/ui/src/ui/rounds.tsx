@@ -1,4 +1,4 @@
-// The choice of a round.
+// A selector for a round.
 
 interface Props {
   rounds: number[];

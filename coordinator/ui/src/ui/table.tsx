@@ -1,4 +1,4 @@
-// A table of data in its card: scrolls by itself, names its columns, and shows long lists in parts.
+// A data table in its card, which scrolls separately, names its columns, and shows long lists in parts.
 import type { ComponentChildren } from "preact";
 import { useState } from "preact/hooks";
 import { count } from "../model/format.js";
@@ -13,16 +13,16 @@ export interface Column<Row> {
 
 interface Props<Row> {
   label: string;
-  /** The first one names the row. */
+  /** The columns. The first one names the row. */
   columns: Column<Row>[];
   rows: Row[];
   rowKey: (row: Row) => string | number;
   rowClass?: (row: Row) => string;
-  /** Rows shown before more are asked for. */
+  /** Number of rows shown initially. */
   shown?: number;
-  /** Bounds the height, with the head in sight. */
+  /** Whether to bound the height and keep the head visible. */
   tall?: boolean;
-  /** Without a card of its own. */
+  /** Whether to omit the card. */
   plain?: boolean;
   children?: ComponentChildren;
 }

@@ -1,14 +1,14 @@
-// Texts of models and users: any characters, any length, either direction.
+// Texts from models and users: any characters, any length, either direction.
 import { useState } from "preact/hooks";
 import { bytes } from "../model/format.js";
 
-/** Characters shown of a long text before it is asked for. */
+/** Maximum number of characters shown before a long text is expanded. */
 const SHOWN = 2000;
 
-/** Lines shown of it. */
+/** Maximum number of lines shown before it is expanded. */
 const LINES = 30;
 
-/** At most so many characters and lines; cut between characters, never within a surrogate pair. */
+/** Truncates to a number of characters and lines, never within a surrogate pair. */
 export function cut(text: string, length: number, lines = LINES): string {
   let end = Math.min(text.length, length);
   for (let at = -1, line = 0; line < lines; line += 1) {
@@ -21,10 +21,10 @@ export function cut(text: string, length: number, lines = LINES): string {
 }
 
 const CONTROLS = /[\u0000-\u0008\u000B-\u001F\u007F]/g;
-/** Characters that reorder the text around them. */
+/** Characters that change the order of the surrounding text. */
 const REORDERING = /[\u202A-\u202E\u2066-\u2069]/g;
 
-/** Controls and reordering characters as symbols, because they would hide or move text; line breaks and tabs stay. */
+/** Replaces control and reordering characters by symbols, because they would hide or move text. Line breaks and tabs are kept. */
 export function visible(text: string): string {
   return text
     .replace(CONTROLS, (found) => (found === "\u007F" ? "\u2421" : String.fromCharCode(0x2400 + found.charCodeAt(0))))
@@ -33,9 +33,9 @@ export function visible(text: string): string {
 
 interface LongTextProps {
   text: string;
-  /** Length of the whole in bytes, if the text is perhaps cut. */
+  /** Length of the whole text in bytes, if it may be truncated. */
   total?: bigint | undefined;
-  /** Fetches the whole; without it, a cut text says so. */
+  /** Fetches the whole text. Without it, a truncated text is only marked as such. */
   whole?: (() => Promise<string>) | undefined;
   shown?: number;
 }

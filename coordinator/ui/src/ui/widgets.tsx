@@ -1,4 +1,4 @@
-// Small parts that all pages use.
+// Small parts shared by all pages.
 import type { ComponentChildren } from "preact";
 import type { JobState } from "../../gen/foil/v1/jobs.js";
 import { useNow } from "../app/clock.js";
@@ -55,7 +55,7 @@ export function Failed({ problem, again }: { problem: Problem; again?: (() => vo
   );
 }
 
-/** A time as its age, with the date in the title. */
+/** A time as an age, with the date in the title. */
 export function Ago({ at }: { at: number | undefined }) {
   const now = useNow(5000);
   if (at === undefined) return <>–</>;
@@ -87,7 +87,7 @@ export function Field({ name, children, title }: { name: string; children: Compo
   );
 }
 
-/** A hash by its first characters; the whole is in the title and is copied by a click. */
+/** A hash, shortened to its first characters. The title has the whole hash, and a click copies it. */
 export function Hash({ value }: { value: string }) {
   if (value === "") return <span class="muted">–</span>;
   return (

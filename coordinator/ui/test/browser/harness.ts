@@ -25,11 +25,11 @@ export function useBrowser() {
 export interface Visit {
   page: Page;
   url: string;
-  /** What the page complained of: errors, and violations of its policy. */
+  /** Errors and violations of the content security policy in the page. */
   complaints: string[];
 }
 
-/** Runs a test with a page of the world; it fails if the page complains of anything. */
+/** Runs a test with a page of the world. Fails if the page has complaints. */
 export function browserTest(name: string, world: () => World, run: (visit: Visit, world: World) => Promise<void>, options: BrowserContextOptions = {}) {
   const skip = EXECUTABLE ? false : "no Chromium: install it, or name it in CHROMIUM";
   test(name, { skip }, async () => {
@@ -52,7 +52,7 @@ export async function visitOf(page: Page, url: string): Promise<Visit> {
   const complaints: string[] = [];
   page.on("pageerror", (error) => complaints.push(error.message));
   page.on("console", (message) => {
-    // The browser itself tells of connections that tests break.
+    // The browser itself reports connections that tests break.
     if (message.type() === "error" && !/Failed to load resource|net::ERR/.test(message.text())) complaints.push(message.text());
   });
   await page.addInitScript(() => {

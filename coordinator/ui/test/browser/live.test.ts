@@ -162,7 +162,7 @@ browserTest("a standby sends to its leader, once, and not back", gallery, async 
   await page.goto(`${url}/?from-standby=1`);
   await page.getByText("This coordinator stands by.").waitFor();
   assert.equal(await page.getByText("going there in").count(), 0);
-  // Without a leader it is asked again, and works when there is one.
+  // Without a leader, the call is repeated until there is one.
   world.outage = new Refusal(CODES.UNAVAILABLE, "no leader yet", { reason: "NOT_LEADER" });
   await page.getByText("No leader is known yet").waitFor();
   world.outage = undefined;

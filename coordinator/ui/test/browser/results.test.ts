@@ -13,7 +13,7 @@ const BIG = "01jdv9big60c8k2m9x7q3rvw5";
 const BAD = "01jdx2hostile8k2m9x7q3rvw";
 const TABS = ["overview", "rounds", "training", "rewards", "samples", "timeline", "logs", "data", "artifacts", "spec"];
 
-/** Bytes of live JavaScript objects, after a collection. */
+/** Bytes of live JavaScript objects after a garbage collection. */
 function heap(page: Page): Promise<number> {
   return page.evaluate(async () => {
     const collect = (globalThis as { gc?: () => void }).gc;
@@ -27,7 +27,7 @@ function heap(page: Page): Promise<number> {
 }
 
 browserTest("60 rounds with 100,000 samples paint at once, and paging keeps the memory flat", gallery, async ({ page, url }) => {
-  // The best of some loads: another program on the machine must not fail the test.
+  // The best of several loads: other programs on the machine must not fail the test.
   const paints: number[] = [];
   while (paints.length < 5 && !paints.some((paint) => paint < 1000)) {
     await page.goto("about:blank");

@@ -1,4 +1,4 @@
-// A server of gRPC-Web calls, binary format, for tests.
+// A server for gRPC-Web calls in binary format, for tests.
 import { createReadStream, readFileSync } from "node:fs";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import { join } from "node:path";
@@ -19,7 +19,7 @@ export const CODES = { INVALID_ARGUMENT: 3, NOT_FOUND: 5, PERMISSION_DENIED: 7, 
 
 export interface Call {
   authorization: string | undefined;
-  /** Aborted when the browser goes away. */
+  /** Aborted when the browser disconnects. */
   signal: AbortSignal;
 }
 
@@ -105,12 +105,12 @@ async function answer(method: Method, request: IncomingMessage, response: Server
     if (!(error instanceof Refusal)) throw error;
     refusal = error;
   }
-  // A status without a message before it comes in the headers, as tonic sends it.
+  // A status that follows no message is sent in the headers, like tonic does.
   if (response.headersSent) response.end(trailers(refusal));
   else response.writeHead(200, { ...head, ...statusOf(refusal) }).end();
 }
 
-/** The policy that the coordinator sends with its pages. */
+/** The content security policy that the coordinator sends with its pages. */
 export const CSP =
   "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
@@ -121,7 +121,7 @@ export interface Options {
   ready: () => { ok: boolean; text: string };
 }
 
-/** Serves the pages and the methods on a free port of loopback, or on the given one. */
+/** Serves the pages and the methods on the loopback interface, at a free port or the given one. */
 export async function serve(methods: Methods, { dist, ready }: Options, port = 0): Promise<{ server: Server; url: string }> {
   const server = createServer((request, response) => {
     const path = new URL(request.url ?? "/", "http://stub").pathname;

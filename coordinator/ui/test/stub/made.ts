@@ -1,9 +1,9 @@
-// Made data of jobs: figures that look like those of a game, the same ones each time.
+// Synthetic job data: deterministic figures that look like those of a real game.
 import type { Timestamp } from "../../gen/google/protobuf/timestamp.js";
 import { Job, JobSpec, JobState, Metric, PhasePlan, RoundResult } from "../../gen/foil/v1/jobs.js";
 import { Artifact } from "../../gen/foil/v1/artifacts.js";
 
-/** A uniform number in [0, 1) that depends on its arguments alone. */
+/** A uniform number in [0, 1) that depends only on its arguments. */
 export function chance(...keys: number[]): number {
   let state = 0x9e3779b9;
   for (const key of keys) {
@@ -15,7 +15,7 @@ export function chance(...keys: number[]): number {
   return (state >>> 0) / 2 ** 32;
 }
 
-/** A normal number that depends on its arguments alone. */
+/** A normal number that depends only on its arguments. */
 export function normal(...keys: number[]): number {
   const [a, b] = [Math.max(1e-9, chance(...keys, 1)), chance(...keys, 2)];
   return Math.sqrt(-2 * Math.log(a)) * Math.cos(2 * Math.PI * b);
@@ -58,7 +58,7 @@ function rate(name: string, value: number, n: number): Metric[] {
   return [metric(name, value, se), metric(`${name}_low`, value - 2 * se), metric(`${name}_high`, Math.min(1, value + 2 * se))];
 }
 
-/** How far a game of `rounds` is at a round, from 0 to 1. */
+/** The progress of a game of `rounds` rounds at a given round, from 0 to 1. */
 const part = (round: number, rounds: number) => round / Math.max(1, rounds);
 
 export function goldAt(round: number, rounds: number): number {
@@ -179,12 +179,12 @@ export interface JobOptions {
   id: string;
   name: string;
   rounds: number;
-  /** Rounds that are done. */
+  /** Number of completed rounds. */
   done: number;
   state: JobState;
   submitted: number;
   seed?: number;
-  /** Phases of the next round that are done too. */
+  /** Number of completed phases in the next round. */
   further?: number;
 }
 

@@ -1,4 +1,4 @@
-// Serves made jobs for people to look at: node .test/stub.mjs [PORT].
+// Serves synthetic jobs for manual inspection: node .test/stub.mjs [PORT].
 import { serve } from "./grpcWeb.js";
 import { gallery } from "./scenes.js";
 

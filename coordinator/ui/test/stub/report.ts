@@ -1,4 +1,4 @@
-// A report as `foil report` writes it: dist with the data of made jobs in it.
+// A report in the format of `foil report`: dist with the data of synthetic jobs embedded.
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -38,7 +38,7 @@ export function reportOf(runs: ReportRun[], title = "APO against its controls"):
 /** One self-contained file. */
 export function reportPage(report: Report, dist: string): string {
   const read = (name: string) => readFileSync(join(dist, name), "utf8");
-  // Times as the program writes them, with an offset in place of Z.
+  // Times in the program's format, with an offset instead of Z.
   const text = Report.toJsonString(report, { useProtoFieldName: true }).replace(/"(\d{4}-\d\d-\d\dT[\d:.]+)Z"/g, '"$1+00:00"');
   const json = text.replaceAll("<", "\\u003c");
   const hash = (name: string) => `'sha256-${createHash("sha256").update(read(name)).digest("base64")}'`;

@@ -1,4 +1,4 @@
-// Writes a report of made jobs to a file: node .test/report.mjs FILE.
+// Writes a report of synthetic jobs to a file: node .test/report.mjs FILE.
 import { writeFileSync } from "node:fs";
 import { arms } from "./scenes.js";
 import { reportOf, reportPage } from "./report.js";

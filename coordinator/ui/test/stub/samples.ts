@@ -1,4 +1,4 @@
-// Made completions: texts, figures and tokens that depend on round and prompt alone.
+// Synthetic completions: texts, figures and tokens that depend only on round and prompt.
 import {
   Completion,
   CompletionRow,
@@ -33,7 +33,7 @@ export interface SampleSet {
   prompts: number;
   /** Rounds with completions; 0 is the start policy. */
   rounds: number[];
-  /** Other texts for some rows: what an attacker or a broken model writes. */
+  /** Alternative texts for some rows, as written by an attacker or a broken model. */
   hostile?: string[];
 }
 

@@ -1,4 +1,4 @@
-// Worlds that tests and people look at.
+// Worlds for tests and manual inspection.
 import { Agent, AgentState } from "../../gen/foil/v1/agents.js";
 import { JobState } from "../../gen/foil/v1/jobs.js";
 import { at, jobOf, normal } from "./made.js";
@@ -81,7 +81,7 @@ export function gallery(now = Date.now()): World {
   return world;
 }
 
-/** A running job that lost an agent in its second round and trains now. */
+/** A running job that lost an agent in its second round and is training again. */
 function recovered(made: MadeJob) {
   const span = made.spans.find((one) => one.phase === "r02.policy.train")!;
   const index = made.spans.indexOf(span);
@@ -96,7 +96,7 @@ function recovered(made: MadeJob) {
   made.progress(37, 90, "steps");
 }
 
-/** Three arms with three seeds each, that differ in how far they get. */
+/** Three arms with three seeds each, which differ in their progress. */
 export function arms(seeds = 3): { made: MadeJob; arm: string }[] {
   const world = new World();
   return ["apo", "frozen-apo", "static-rm"].flatMap((arm, strength) =>

@@ -1,4 +1,4 @@
-// A coordinator of made jobs: state, events and results in memory.
+// A coordinator of synthetic jobs, with state, events and results in memory.
 import { Role, Credential, WhoAmIRequest, WhoAmIResponse } from "../../gen/foil/v1/access.js";
 import { Agent, AgentState, ListAgentsRequest, ListAgentsResponse } from "../../gen/foil/v1/agents.js";
 import {
@@ -35,7 +35,7 @@ import { distributions, getCompletion, listCompletions, type SampleSet } from ".
 
 type Body = JobEvent["event"];
 
-/** One job: its state, its events so far, and those who watch it. */
+/** A job: its state, its events so far, and its watchers. */
 export class MadeJob {
   readonly history: JobEvent[] = [];
   readonly spans: TimelineSpan[] = [];
@@ -54,7 +54,7 @@ export class MadeJob {
     if (job.phasesDone > 0) this.past(Number(job.startedAt!.seconds) * 1000);
   }
 
-  /** Events and spans of the phases that are done. */
+  /** Events and spans of the completed phases. */
   private past(start: number) {
     const phases = this.job.plan!.phases.slice(0, this.job.phasesDone);
     const secondsOf = (phase: PhasePlan) => 6 + 40 * chance(phase.round, phase.id.length);
@@ -142,7 +142,7 @@ export class MadeJob {
     this.emit({ oneofKind: "checkpointCommitted", checkpointCommitted: { phase: this.job.phase, step: BigInt(step), attempt: this.job.attempt, bytes: 182_448_084n } });
   }
 
-  /** Ends the running span as a failed attempt does. */
+  /** Ends the running span like a failed attempt. */
   breakOff() {
     const span = this.spans[this.spans.length - 1];
     if (span) Object.assign(span, { endedAt: at(Date.now()), outcome: SpanOutcome.INTERRUPTED });
@@ -222,10 +222,10 @@ export function stepsOf(made: MadeJob, request: GetStepsRequest): PhaseSteps[] {
 export class World {
   readonly jobs = new Map<string, MadeJob>();
   agents: Agent[] = [];
-  /** The token that is accepted; without one there is no authentication. */
+  /** The accepted token. Without one there is no authentication. */
   token: string | undefined;
   role = Role.OPERATOR;
-  /** What every call is answered with. */
+  /** The answer to every call during an outage. */
   outage: Refusal | undefined;
   ready = { ok: true, text: "ready: leading" };
   readonly calls: string[] = [];

@@ -10,10 +10,10 @@ test("a rounded zero has no sign, and minus is a minus sign", () => {
 });
 
 test("halves are rounded to even, as the command line rounds them", () => {
-  // What Rust's `{:.N}` gives.
+  // The results of Rust's `{:.N}`.
   const ties: [number, number, string][] = [[0.5625, 3, "0.562"], [0.0625, 3, "0.062"], [2.125, 2, "2.12"], [2.375, 2, "2.38"], [0.5, 0, "0"], [1.5, 0, "2"], [-0.125, 2, "−0.12"], [-0.5, 0, "0"]];
   for (const [value, digits, text] of ties) assert.equal(fixed(value, digits), text, `${value}`);
-  // Doubles beside a half.
+  // Doubles close to a half.
   const others: [number, number, string][] = [[0.5626, 3, "0.563"], [0.35, 1, "0.3"], [1.005, 2, "1.00"], [0.45, 1, "0.5"], [0.1875, 4, "0.1875"], [3, 1, "3.0"]];
   for (const [value, digits, text] of others) assert.equal(fixed(value, digits), text, `${value}`);
   assert.equal(bytes(1152), "1.12 KiB");

@@ -97,7 +97,7 @@ test("an x axis has room around its points, one alone too, and keeps a zoom", ()
   const rounds = { label: "round", integer: true };
   assert.deepEqual(xRange(rounds, [1, 2, 3], 1, 3), [0.75, 3.25]);
   assert.deepEqual(xRange(rounds, [1, 2, 3], 1.5, 2.5), [1.5, 2.5]);
-  // What uPlot makes of a smallest and largest value that are the same.
+  // uPlot's range for equal minimum and maximum.
   assert.deepEqual(xRange(rounds, [1], 0, 100), [0.75, 1.25]);
   assert.deepEqual(xRange({ label: "KL" }, [5], -95, 105), [4.5, 5.5]);
   assert.deepEqual(xRange(rounds, [], null, null), [0, 1]);
@@ -123,7 +123,7 @@ test("the figures of a chart are a table and safe CSV", () => {
 });
 
 test("arms are means over seeds with Student's intervals", () => {
-  // 4.302653 is the quantile 0.975 of t with 2 degrees of freedom.
+  // 4.302653 is the 0.975 quantile of t with 2 degrees of freedom.
   const { mean, low, high } = meanInterval([1, 2, 3]);
   assert.equal(mean, 2);
   assert.ok(Math.abs(high! - 2 - 4.302653 / Math.sqrt(3)) < 1e-3 && Math.abs(low! + high! - 4) < 1e-12);

@@ -1,8 +1,9 @@
-//! Attacks a running coordinator in every way that it must withstand, and checks that nobody else notices.
+//! Attacks a running coordinator in every way that it must withstand, and checks that other users are not
+//! affected.
 //!
 //! A coordinator with few file descriptors and an agent, both real processes, run the shrunken letters job.
-//! Meanwhile one attack after another runs and a probe lists jobs continuously; the job must end with the
-//! weights of a run without attacks, bit for bit.
+//! One attack after another runs at the same time, while a probe lists jobs continuously. The job must end
+//! with the weights of a run without attacks, bit for bit.
 
 // The report goes to standard output.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
@@ -31,16 +32,16 @@ struct Args {
     /// Duration of each attack.
     #[arg(long, value_name = "N", default_value_t = 30)]
     seconds: u64,
-    /// Duration of a control measurement without an attack before each.
+    /// Duration of a control measurement without an attack before each attack.
     #[arg(long, value_name = "N", default_value_t = 0)]
     control_seconds: u64,
     /// Include attacks that need minutes, or a dedicated machine.
     #[arg(long)]
     all: bool,
-    /// Only attacks whose names start with this.
+    /// Run only attacks whose names start with this.
     #[arg(long, value_name = "NAME", default_value = "")]
     only: String,
-    /// File descriptors of the coordinator.
+    /// Maximum number of file descriptors of the coordinator.
     #[arg(long, value_name = "N", default_value_t = 256)]
     descriptors: u32,
     /// Maximum latency of a list request in milliseconds.
@@ -146,7 +147,7 @@ impl Cluster {
         Ok(violations)
     }
 
-    /// Waits for the last job.
+    /// Waits for the last job to end.
     fn finish(&mut self) -> Result<()> {
         if let Some(id) = self.running.take() {
             self.service.foil(&["watch", &id]);
@@ -158,7 +159,7 @@ impl Cluster {
     }
 }
 
-/// Runs jobs for a while; returns how many have ended, each with the expected weights.
+/// Runs jobs for a while. Returns how many have ended, each with the expected weights.
 fn run_jobs(
     service: &Service,
     running: &mut Option<String>,
@@ -201,7 +202,7 @@ fn compare(service: &Service, id: &str, expected: &[u8]) -> Result<()> {
 
 /// Resets the kernel's record of a process's peak memory.
 fn reset_peak(process: u32) {
-    // If that is not permitted, the peak is that of the whole run.
+    // Without permission, the peak is that of the whole run.
     let _ = fs::write(format!("/proc/{process}/clear_refs"), "5");
 }
 

@@ -1,4 +1,4 @@
-//! A user who lists jobs continuously, each time over a new connection.
+//! A user that lists jobs continuously, each time over a new connection.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -79,7 +79,7 @@ impl Latencies {
     }
 }
 
-/// Number of requests and failures, and in milliseconds the median, the 99th percentile and the maximum.
+/// The number of requests and failures, and the median, the 99th percentile and the maximum in milliseconds.
 impl fmt::Display for Latencies {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let milliseconds = |duration: Duration| format!("{:.1}", duration.as_secs_f64() * 1e3);

@@ -1,4 +1,4 @@
-//! Writing a model directory durably, and reading it back from disk.
+//! Measures writing a model directory durably and reading it back from disk.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

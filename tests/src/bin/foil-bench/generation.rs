@@ -1,4 +1,4 @@
-//! Generation.
+//! Measures generation.
 
 use std::time::Instant;
 
@@ -55,7 +55,7 @@ impl Bench for Generation {
             eos: &self.eos,
             noise: &noise,
             max_num_seqs: self.slots,
-            // All ids, with padding, as the peers sample.
+            // Samples all ids, including padding, as the peers do.
             vocab_size: usize::MAX,
             detokenize: &|_| String::new(),
         };

@@ -1,6 +1,6 @@
 //! `foil-bench WORKLOAD.json`: Foil's side of `scripts/bench`.
 //!
-//! Loads a model and rows, prints `{"ready": true}`, and for every line `run` on stdin does one timed
+//! Loads a model and rows and prints `{"ready": true}`. For every line `run` on stdin it runs one timed
 //! repetition and prints its metrics as one line of JSON; at `quit` it prints its peak memory. Every
 //! repetition starts from the loaded weights.
 
@@ -29,7 +29,7 @@ fn main() -> anyhow::Result<()> {
     let path = std::env::args().nth(1).context("usage: foil-bench WORKLOAD.json")?;
     let workload = Workload::read(path.as_ref())?;
     foil_torch::runtime::keep_freed_memory();
-    // Like a rank on a GPU.
+    // As in a rank on a GPU.
     foil_torch::runtime::disable_cudnn_attention();
     tch::set_num_threads(workload.threads);
     let mut bench: Box<dyn Bench> = match workload.work {
@@ -51,7 +51,7 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Peak memory of tensors on the GPU, as `torch.cuda.max_memory_allocated` has it; without one, peak resident
+/// Peak memory of tensors on the GPU, like `torch.cuda.max_memory_allocated`. Without a GPU, peak resident
 /// memory of this process.
 fn peak_bytes() -> anyhow::Result<u64> {
     let device = foil_torch::device_memory::peak()?;

@@ -1,4 +1,4 @@
-//! Training steps.
+//! Measures training steps.
 
 use std::time::{Duration, Instant};
 
@@ -19,11 +19,11 @@ use tch::{Device, Kind, Tensor};
 use crate::Bench;
 use crate::workload::{PairTokens, Workload};
 
-/// Maximum tokens of a micro-batch: more than any batch has, so that each step is one forward and one
-/// backward, as in the peers.
+/// Maximum number of tokens of a micro-batch: more than in any batch, so that each step is one forward and
+/// one backward, as in the peers.
 const WHOLE_BATCH: usize = 1 << 20;
 
-/// Maximum tokens of a batch of the reference pass, which keeps nothing for backward.
+/// Maximum number of tokens of a batch in the reference pass, which keeps nothing for backward.
 const REFERENCE_BATCH: usize = 4096;
 
 /// Training steps with any objective.
@@ -44,7 +44,7 @@ impl Steps {
         Ok(Self { config: config(workload)?, batches: batches.collect(), gang: gang(workload)? })
     }
 
-    /// One step for each batch; returns the losses, and the seconds of the steps themselves.
+    /// Takes one step for each batch. Returns the losses and the duration of the steps themselves in seconds.
     fn take(&self, objective: &dyn Objective, parameters: &Parameters) -> anyhow::Result<(Vec<f64>, f64)> {
         let shapes: Vec<RowShape> =
             (0..objective.sets().iter().sum()).map(|row| objective.shape(row)).collect();
@@ -85,7 +85,7 @@ fn config(workload: &Workload) -> anyhow::Result<TrainConfig> {
     })
 }
 
-/// A gang of this process, or of two.
+/// A gang of this process alone, or of two processes.
 fn gang(workload: &Workload) -> anyhow::Result<Gang> {
     if workload.world <= 1 {
         return Ok(Gang::single());
@@ -112,7 +112,7 @@ fn gang(workload: &Workload) -> anyhow::Result<Gang> {
     Ok(Gang::join(&rendezvous, &config)?)
 }
 
-/// Tokens of a forward without padding and without prefix sharing: prompt and response of both sides.
+/// Number of tokens of a forward without padding and prefix sharing: prompt and response of both sides.
 fn logical_tokens(workload: &Workload) -> usize {
     let pair = |pair: &PairTokens| 2 * pair.prompt.len() + pair.chosen.len() + pair.rejected.len();
     workload.batches.iter().flatten().map(pair).sum()

@@ -1,5 +1,5 @@
-//! Weights between the device and files in the page cache: as a phase loads them, as training saves them, and
-//! from the end of one phase to the beginning of the next.
+//! Measures the transfer of weights between the device and files in the page cache: loading at the start of a
+//! phase, saving after training, and the transition from one phase to the next.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -13,7 +13,7 @@ use crate::Bench;
 use crate::workload::Workload;
 
 pub(crate) struct Weights {
-    /// `None` only while it goes from one phase to the next.
+    /// `None` only during the transition from one phase to the next.
     model: Option<LanguageModel>,
     device: Device,
     directory: PathBuf,
@@ -36,7 +36,7 @@ impl Bench for Weights {
         let started = Instant::now();
         drop(LanguageModel::load(&self.directory, self.device)?);
         let load = started.elapsed().as_secs_f64();
-        // A rank's work between its last step and its next phase, which reads the model that it has trained.
+        // A rank's work between its last step and its next phase, which reads the trained model.
         let started = Instant::now();
         model.save(&self.directory, SaveDtype::Fp32)?;
         self.model = Some(model.reopened(&self.directory)?);

@@ -26,7 +26,7 @@ pub(crate) struct PairTokens {
     pub(crate) rejected: Vec<u32>,
 }
 
-/// A workload file; fields that a benchmark does not need are absent.
+/// A workload file. Fields that a benchmark does not need are missing.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
 pub(crate) struct Workload {
@@ -115,7 +115,7 @@ impl Workload {
         }
     }
 
-    /// How ranks that hold whole parameters share the optimizer.
+    /// How ranks that hold whole parameters shard the optimizer.
     pub(crate) fn sharding(&self) -> anyhow::Result<Sharding> {
         match self.sharding.as_str() {
             "ddp" => Ok(Sharding::Ddp),

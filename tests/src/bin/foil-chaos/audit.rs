@@ -1,4 +1,4 @@
-//! Audit of a job: its events and the logs of its ranks, compared with its final artifacts.
+//! Audits a job: compares its events and the logs of its ranks with its final artifacts.
 
 use std::collections::BTreeMap;
 
@@ -13,9 +13,9 @@ pub(crate) struct Findings {
     pub(crate) lost: Vec<String>,
     /// Number of training steps started, over all ranks.
     pub(crate) steps: usize,
-    /// Number of steps that were started before and not committed.
+    /// Number of uncommitted steps that were started again.
     pub(crate) replayed: usize,
-    /// Steps that were started although they had been committed.
+    /// Steps that were started again although they had been committed.
     pub(crate) twice: Vec<String>,
 }
 
@@ -28,7 +28,7 @@ struct Begun {
     step: u64,
 }
 
-/// Audits a job by the `live` events of a watcher, the `kept` artifacts afterwards, and the `logs` of its
+/// Audits a job using the `live` events of a watcher, the artifacts `kept` at the end, and the `logs` of its
 /// agents and ranks.
 pub(crate) fn audit(live: &[v1::JobEvent], kept: &[v1::Artifact], logs: &str, job: &str) -> Findings {
     let mut findings = Findings::default();
@@ -67,7 +67,7 @@ pub(crate) fn audit(live: &[v1::JobEvent], kept: &[v1::Artifact], logs: &str, jo
     findings
 }
 
-/// The step of a log line, if it is one of the job's.
+/// The step in a log line, if the line belongs to the job.
 fn begun(line: &str, job: &str) -> Option<Begun> {
     // Most lines are not about steps.
     if !line.contains("training step") {

@@ -45,7 +45,7 @@ pub(crate) struct Baseline {
     pub(crate) took: Duration,
 }
 
-/// A process that is restarted when it has died.
+/// A process that is restarted after it dies.
 pub(crate) struct Supervised {
     make: Box<dyn Fn() -> Command>,
     log: PathBuf,
@@ -66,7 +66,7 @@ impl Supervised {
         self.process = Process::start((self.make)(), &self.log);
     }
 
-    /// Restarts the process if it has ended; true if it had.
+    /// Restarts the process if it has ended. Returns whether it had.
     pub(crate) fn restart_dead(&mut self) -> bool {
         let dead = !self.process.is_running();
         if dead {
@@ -89,7 +89,7 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// `environment` is added to that of agents and coordinators.
+    /// Starts the cluster. `environment` is added to that of agents and coordinators.
     pub(crate) fn start(
         args: &Args,
         hosts: &Hosts,
@@ -138,7 +138,7 @@ impl Cluster {
         for (number, listen) in listen.into_iter().enumerate() {
             let process = cluster.coordinator(number, listen, store.clone(), of_store.clone());
             cluster.coordinators.push(process);
-            // The first one shall lead.
+            // The first coordinator must become the leader.
             cluster.leader()?;
         }
         for number in 0..2 {
@@ -183,7 +183,7 @@ impl Cluster {
         self.urls.join(",")
     }
 
-    /// Waits for a leader; returns its index.
+    /// Waits for a leader and returns its index.
     pub(crate) fn leader(&mut self) -> Result<usize> {
         let begun = Instant::now();
         while begun.elapsed() < PATIENCE {
@@ -207,7 +207,7 @@ impl Cluster {
         }
     }
 
-    /// Submits the job; returns its id.
+    /// Submits the job and returns its id.
     pub(crate) fn submit(&self) -> Result<String> {
         let ranks = format!("resources.ranks={}", self.ranks);
         let mut arguments = vec!["submit", letters_job(), "--set", &ranks];
@@ -235,7 +235,7 @@ impl Cluster {
             if output.status.success() {
                 return Ok(String::from_utf8(output.stdout)?);
             }
-            // All of its uses are idempotent.
+            // All its uses are idempotent.
             let log = String::from_utf8_lossy(&output.stderr).into_owned();
             ensure!(begun.elapsed() < PATIENCE, "foil {arguments:?}: {log}");
             std::thread::sleep(Duration::from_millis(500));
@@ -294,7 +294,7 @@ pub(crate) fn children(parent: u32) -> Vec<i32> {
 
 fn parent_of(pid: i32) -> Option<u32> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name is in parentheses and may contain anything: `pid (name) state parent …`.
+    // The name is in parentheses and may contain any characters: `pid (name) state parent …`.
     let mut rest = stat.rsplit_once(')')?.1.split_whitespace();
     let state = rest.next()?;
     if state == "Z" {

@@ -1,4 +1,4 @@
-//! Every named failpoint in turn, each in a separate job.
+//! Triggers every named failpoint in turn, each in a separate job.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -37,7 +37,7 @@ pub(super) fn run(args: &Args, hosts: &Hosts, baseline: &Baseline, summary: &mut
     Ok(())
 }
 
-/// The hit at which a failpoint triggers: not the first one if a later one tests more.
+/// The hit at which a failpoint triggers. It is not the first one where a later one tests more.
 fn hit_number(site: &str) -> u32 {
     match site {
         "train.forward" | "train.backward" | "train.optimizer" | "checkpoint.upload"
@@ -87,7 +87,7 @@ fn kill_ranks_after_checkpoint(cluster: &Cluster, watcher: &Watcher) -> Result<(
     let ranks = children(cluster.agents[1].process().id());
     ensure!(!ranks.is_empty(), "there was no rank to kill");
     for rank in ranks {
-        // It may have ended by itself meanwhile.
+        // The rank may have ended by itself in between.
         let _ = kill(Pid::from_raw(rank), Signal::SIGKILL);
     }
     Ok(())

@@ -12,7 +12,7 @@ use super::cluster::{Cluster, children};
 
 /// Time until a killed agent is restarted.
 const AGENT_DOWN: Duration = Duration::from_millis(300);
-/// Longer than the leader timeout.
+/// Time for which a leader is stopped; longer than the leader timeout.
 const LEADER_STOPPED: Duration = Duration::from_secs(7);
 const AGENT_STOPPED: Duration = Duration::from_secs(3);
 const PARTITION: Duration = Duration::from_secs(4);
@@ -31,7 +31,7 @@ pub(crate) enum Fault {
     StopAgent,
     /// An agent's host is partitioned for a while.
     Partition,
-    /// Requests are refused, reset, delayed, or performed with the reply lost.
+    /// Requests to the store are refused, reset, delayed, or performed with the reply lost.
     StoreFaults,
     StoreOutage,
 }
@@ -78,8 +78,8 @@ impl Fault {
         matches!(self, Self::KillRank | Self::KillAgent | Self::KillLeader | Self::KillStandby)
     }
 
-    /// Injects the fault to its end; killed processes are running again afterwards. False if there was no
-    /// process for it.
+    /// Injects the fault and waits for its end. Afterwards killed processes are running again. Returns false
+    /// if there was no process for it.
     pub(crate) fn inject(self, cluster: &mut Cluster, random: &mut fastrand::Rng) -> Result<bool> {
         let agent = random.usize(0..cluster.agents.len());
         match self {
@@ -116,13 +116,13 @@ impl Fault {
     }
 }
 
-/// Signals a rank of this agent, or of the other one if it has none.
+/// Sends a signal to a rank of this agent, or of the other agent if it has none.
 fn signal_rank(fault: Fault, cluster: &Cluster, agent: usize, random: &mut fastrand::Rng) -> bool {
     let signal = if fault == Fault::StopRank { Signal::SIGSTOP } else { Signal::SIGKILL };
     for agent in [agent, 1 - agent] {
         let ranks = children(cluster.agents[agent].process().id());
         if let Some(&rank) = random.choice(&ranks) {
-            // It may have ended by itself meanwhile.
+            // The rank may have ended by itself in between.
             return kill(Pid::from_raw(rank), signal).is_ok();
         }
     }

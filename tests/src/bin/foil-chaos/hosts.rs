@@ -1,4 +1,4 @@
-//! The hosts of the processes: network namespaces if they can be created, else this machine.
+//! The hosts of the processes: network namespaces if they can be created, otherwise this machine.
 
 use std::path::Path;
 use std::process::Command;
@@ -12,7 +12,8 @@ use super::Args;
 /// Number of hosts: one for the coordinators and this program, and one for each agent.
 const HOSTS: u8 = 3;
 
-/// On the command line `ADDRESS`, or `ADDRESS,NAME=ADDRESS,NAME=ADDRESS` with agents on separate hosts.
+/// Hosts of a run. On the command line `ADDRESS`, or `ADDRESS,NAME=ADDRESS,NAME=ADDRESS` with agents on
+/// separate hosts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Hosts {
     /// Listen address of the coordinators.

@@ -36,22 +36,22 @@ pub(crate) struct Args {
     /// Seed of the fault schedule.
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
-    /// Ranks of the job: the first agent has one, the second the others.
+    /// Number of ranks of the job: the first agent has one, the second the others.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(2..=8))]
     ranks: u32,
-    /// Hit every named failpoint in turn, once each.
+    /// Trigger every named failpoint in turn, once each.
     #[arg(long, value_enum, default_value_t = Failpoints::None)]
     failpoints: Failpoints,
-    /// Hit only the failpoints whose names start with this.
+    /// Trigger only the failpoints whose names start with this.
     #[arg(long, value_name = "NAME", default_value = "")]
     only: String,
-    /// Store of all durable state; S3 is served by moto behind a proxy that injects faults.
+    /// Store of all durable state. S3 is served by moto behind a proxy that injects faults.
     #[arg(long, value_enum, default_value_t = StoreKind::S3)]
     store: StoreKind,
     /// Keep all logs in this directory.
     #[arg(long, value_name = "DIR")]
     logs: Option<std::path::PathBuf>,
-    /// Set by this program for itself if it runs in a network namespace.
+    /// Set by this program itself if it runs in a network namespace.
     #[arg(long, hide = true)]
     hosts: Option<Hosts>,
 }
@@ -59,9 +59,9 @@ pub(crate) struct Args {
 /// The actions at each failpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Failpoints {
-    /// None.
+    /// No failpoints.
     None,
-    /// The process kills itself there.
+    /// The process kills itself at the failpoint.
     Kill,
     /// Each of kill, error and delay, in separate jobs.
     Matrix,
@@ -83,7 +83,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs all cases; true if all of them passed.
+/// Runs all cases. Returns whether all of them passed.
 fn run(args: &Args, hosts: &Hosts) -> Result<bool> {
     let mut summary = Summary::default();
     let baseline = Cluster::start(args, hosts, "baseline", &[])?.run_baseline(&mut summary)?;

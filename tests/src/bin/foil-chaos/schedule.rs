@@ -14,11 +14,11 @@ use super::hosts::Hosts;
 use super::summary::Summary;
 use super::watcher::{JobOutcome, Watcher};
 
-/// Range of pauses before the next fault in milliseconds.
+/// Range of pauses before the next fault, in milliseconds.
 const PAUSES: std::ops::Range<u64> = 200..2500;
-/// Events this soon after a fault were in flight before it and are no sign of progress.
+/// Events this soon after a fault were in flight before it and do not count as progress.
 const IN_FLIGHT: Duration = Duration::from_millis(300);
-/// Attempts without a commit after which a job fails.
+/// Number of attempts without a commit after which a job fails.
 const ATTEMPTS: u32 = Scheduling::RETRIES + 1;
 /// Timeout of recovery and of a job.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -31,7 +31,7 @@ pub(super) fn run(args: &Args, hosts: &Hosts, baseline: &Baseline, summary: &mut
         let watcher = Watcher::start(cluster.urls(), cluster.submit()?);
         while watcher.outcome().is_none() && summary.faults() < args.kills {
             thread::sleep(Duration::from_millis(random.u64(PAUSES)));
-            // Another fault without progress would rightly fail the job as a poison job.
+            // Without progress, another fault would correctly fail the job as a poison job.
             while watcher.attempts_since_commit() + 1 >= ATTEMPTS && watcher.outcome().is_none() {
                 thread::sleep(Duration::from_millis(20));
             }

@@ -10,20 +10,20 @@ use super::fault::Fault;
 #[derive(Debug, Default)]
 pub(crate) struct Summary {
     pub(crate) baseline_time: Duration,
-    /// Recovery times by fault; `None` if the job ended meanwhile or did not recover.
+    /// Recovery times by fault; `None` if the job ended before it recovered or did not recover.
     faults: BTreeMap<Fault, Vec<Option<Duration>>>,
     jobs: u32,
     disturbed: Duration,
     /// Jobs that ended with the weights of the baseline.
     pub(crate) equal: u32,
-    /// Requests to the store that failed by injection.
+    /// Number of requests to the store that failed because of an injected fault.
     pub(crate) store_requests_failed: u64,
     commits: usize,
     steps: usize,
     replayed: usize,
     lost: Vec<String>,
     twice: Vec<String>,
-    /// Number of failpoint cases, and of those that reached their failpoint.
+    /// Number of failpoint cases; `reached` counts those that reached their failpoint.
     pub(crate) cases: u32,
     pub(crate) reached: u32,
     pub(crate) failed: Vec<String>,

@@ -1,4 +1,4 @@
-//! A watcher of one job, which records all events with their times.
+//! A watcher of one job that records all events with their times.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -47,7 +47,7 @@ impl Watcher {
         self.log().outcome.clone()
     }
 
-    /// Waits for the job's end; returns its outcome and all events.
+    /// Waits for the job to end. Returns its outcome and all events.
     pub(crate) fn finish(&self, patience: Duration) -> Result<(JobOutcome, Vec<v1::JobEvent>)> {
         let begun = Instant::now();
         loop {
@@ -64,7 +64,7 @@ impl Watcher {
         }
     }
 
-    /// All committed artifacts of the job, as the coordinator lists them now.
+    /// All committed artifacts of the job, as the coordinator lists them at this point.
     pub(crate) fn artifacts(&self) -> Result<Vec<v1::Artifact>> {
         let listing = async {
             let jobs = JobsClient::new(rpc::connect(&self.urls)?);
@@ -72,10 +72,10 @@ impl Watcher {
             loop {
                 let request = v1::ListPartsRequest { job_id: self.job.clone(), page_size: 0, page_token };
                 let ask = || async { jobs.clone().list_artifacts(request.clone()).await };
-                // A standby refuses and a dead leader does not answer; the channel fails over by itself.
+                // A standby refuses and a dead leader does not answer. The channel fails over by itself.
                 let page = ask.retry(rpc::backoff()).when(rpc::is_unavailable).await?.into_inner();
                 for artifact in page.artifacts {
-                    // An artifact on several pages has a part of its objects on each.
+                    // An artifact on several pages has some of its objects on each.
                     match all.last_mut().filter(|last| last.name == artifact.name) {
                         Some(last) => last.objects.extend(artifact.objects),
                         None => all.push(artifact),
@@ -133,7 +133,7 @@ fn on_runtime<T>(work: impl Future<Output = T>) -> T {
     runtime.expect("a runtime").block_on(work)
 }
 
-/// Watches a job to its end, across deaths of coordinators.
+/// Watches a job until it ends, across deaths of coordinators.
 async fn follow(urls: &str, job: &str, log: &Mutex<Log>) {
     let mut revision = 0;
     let line = rpc::connect(urls).expect("addresses");
@@ -149,7 +149,7 @@ async fn follow(urls: &str, job: &str, log: &Mutex<Log>) {
                 ended = outcome(&event).or(ended);
                 log.events.push((Instant::now(), event));
             }
-            // The first event is the current job, so its end may precede the events that led to it.
+            // The first event is the current job, so the job's end may precede the events that led to it.
             if let Some(outcome) = ended {
                 log.lock().unwrap_or_else(PoisonError::into_inner).outcome = Some(outcome);
                 return;

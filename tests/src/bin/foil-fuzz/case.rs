@@ -32,14 +32,14 @@ resources: { ranks: 1 }
 const TEMPLATE: &str = "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}{{ message.content | trim }}\
      {% else %}{{ message.content }}{{ eos_token if message.role == 'assistant' else '>' }}{% endif %}{% endfor %}";
 
-/// Files by their paths.
+/// Files by path.
 #[derive(Debug, Clone)]
 pub(crate) struct Case {
     files: BTreeMap<&'static str, Vec<u8>>,
 }
 
 impl Case {
-    /// A job that is accepted.
+    /// A valid job, which is accepted.
     pub(crate) fn base() -> io::Result<Self> {
         let letters = |name: &str| fs::read(Path::new(LETTERS).join(name));
         let weights = fs::read(Path::new(FIXTURES).join("model.safetensors"))?;
@@ -68,7 +68,7 @@ impl Case {
         Ok(Case { files })
     }
 
-    /// One to three mutations of one file, rarely of two.
+    /// Applies one to three mutations to one file, rarely to two.
     pub(crate) fn mutated(&self, random: &mut fastrand::Rng) -> Self {
         let mut case = self.clone();
         let files: Vec<&'static str> = self.files.keys().copied().collect();

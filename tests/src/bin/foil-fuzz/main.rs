@@ -1,5 +1,5 @@
-//! Fuzzes the client's commands with mutated inputs of a job: no panic, no signal, no hang, and no more than
-//! 1 GiB of memory. Inputs that fail are kept, and can be reproduced from their seeds.
+//! Fuzzes the client's commands with mutated inputs of a job. They must not panic, die of a signal, hang, or
+//! use more than 1 GiB of memory. Failing inputs are kept and can be reproduced from their seeds.
 
 // The report goes to standard output.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
@@ -37,7 +37,7 @@ struct Args {
     /// The client under test. Default: foil in this program's directory
     #[arg(long, value_name = "FILE")]
     foil: Option<PathBuf>,
-    /// Directory of inputs that fail.
+    /// Directory for failing inputs.
     #[arg(long, value_name = "DIR", default_value = "fuzz-findings")]
     out: PathBuf,
 }

@@ -1,4 +1,4 @@
-//! Runs one command on one input, with limits.
+//! Runs one command on one input with limits.
 
 use std::fs::File;
 use std::io;
@@ -13,14 +13,14 @@ pub(crate) const COMMANDS: &[&[&str]] = &[
     &["inspect", "job.yaml", "--rows", "2"],
     &["plan", "job.yaml"],
     &["submit", "job.yaml", "--dry-run"],
-    // Only its own checks: within the limits neither foil-worker's libtorch nor Python can start.
+    // Runs only its own checks: within the limits neither foil-worker's libtorch nor Python can start.
     &["conform", "model"],
 ];
 
 /// CPU time limit in seconds, which is independent of the load of the machine.
 const PROCESSOR_LIMIT: u64 = 5;
 
-/// Wall-clock timeout, for a command that waits without using CPU time.
+/// Wall-clock timeout, for commands that wait without using CPU time.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Address space limit, which bounds all memory.
@@ -62,7 +62,7 @@ pub(crate) fn run(foil: &Path, command: &[&str], dir: &Path) -> io::Result<Outco
     Ok(Outcome { verdict: classify(status, &output), output })
 }
 
-/// `None` on timeout.
+/// Waits for the child to exit; `None` on timeout.
 fn wait(child: &mut Child) -> io::Result<Option<ExitStatus>> {
     let started = Instant::now();
     let mut pause = Duration::from_millis(2);

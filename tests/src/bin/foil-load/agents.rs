@@ -1,4 +1,4 @@
-//! Simulated agents: they register, send heartbeats, and are never asked for a rank.
+//! Simulated agents, which register, send heartbeats, and never receive a rank.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,19 +13,19 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 
-/// Connections that are opened at once.
+/// Number of connections opened concurrently.
 const PARALLEL: usize = 64;
-/// Time for an agent to be welcomed.
+/// Timeout for an agent to be welcomed.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) struct Agents {
     connected: Arc<AtomicU32>,
-    /// Ends with the last agent.
+    /// The agents' tasks, which end when this is dropped.
     _tasks: JoinSet<()>,
 }
 
 impl Agents {
-    /// Connects this many agents, and returns when each is welcomed.
+    /// Connects this many agents and returns when all are welcomed.
     pub(crate) async fn connect(url: &str, count: u32, devices: u32) -> Result<Self> {
         let connected = Arc::new(AtomicU32::new(0));
         let mut tasks = JoinSet::new();
@@ -67,7 +67,7 @@ async fn welcome(url: &str, index: u32, devices: u32) -> Result<Agent> {
         version: version::VERSION.to_owned(),
         build: version::BUILD.to_owned(),
         instance: id.clone(),
-        // Nobody connects to it: no job gets devices of these agents.
+        // No rank ever connects to this address: no job gets devices of these agents.
         advertise_address: format!("192.0.2.{}", index % 255),
         ..Default::default()
     };

@@ -11,7 +11,7 @@ impl Latencies {
         self.0.push(took);
     }
 
-    /// The smallest latency that at least `share` of all do not exceed; none without any.
+    /// The smallest latency that at least `share` of all do not exceed; `None` if there are no latencies.
     pub(crate) fn quantile(&self, share: f64) -> Option<Duration> {
         let mut sorted = self.0.clone();
         sorted.sort_unstable();

@@ -1,8 +1,9 @@
-//! The load that a coordinator bears: many agents, queued jobs and watchers over real gRPC, in growing steps.
+//! Measures the load that a coordinator can bear: many agents, queued jobs and watchers over real gRPC, in
+//! growing steps.
 //!
-//! A real leader and a real standby on a directory store. Each step submits jobs until so many are queued,
-//! and then measures submissions, pages of the list, and the leader's memory. At the end the service is left
-//! alone to see whether it writes, and the leader is killed to see how long the standby takes with all of it.
+//! A real leader and a real standby run on a directory store. Each step submits jobs until the given number
+//! is queued, and then measures submissions, list pages, and the leader's memory. At the end, the service is
+//! left idle to count its writes, and the leader is killed to time the takeover by the standby.
 
 // The report goes to standard output.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
@@ -31,25 +32,25 @@ use self::sockets::Sockets;
     about = "Measures what a coordinator bears: agents, queued jobs and watchers over gRPC"
 )]
 struct Args {
-    /// Number of simulated agents, each with a connection of its own.
+    /// Number of simulated agents, each with its own connection.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     agents: u32,
-    /// Devices of each agent.
+    /// Number of devices of each agent.
     #[arg(long, value_name = "N", default_value_t = 8)]
     devices: u32,
-    /// Numbers of queued jobs at which to measure, ascending.
+    /// Numbers of queued jobs at which to measure, in ascending order.
     #[arg(long, value_name = "N,N", value_delimiter = ',', default_values_t = [100, 1000, 10_000])]
     jobs: Vec<usize>,
     /// Number of watch streams.
     #[arg(long, value_name = "N", default_value_t = 200)]
     watchers: usize,
-    /// Number of submissions and of list pages that are timed at each step.
+    /// Number of timed submissions and list pages at each step.
     #[arg(long, value_name = "N", default_value_t = 200)]
     samples: usize,
     /// Number of silent sockets, and of sockets that send a request byte by byte, in the last measurement.
     #[arg(long, value_name = "IDLE,SLOW", value_delimiter = ',', default_values_t = [1000, 200])]
     sockets: Vec<usize>,
-    /// Time without requests in which writes are counted.
+    /// Time without requests during which writes are counted.
     #[arg(long, value_name = "N", default_value_t = 60)]
     idle_seconds: u64,
 }
@@ -131,8 +132,8 @@ async fn measure(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Counts what is written while nobody asks for anything, from when the last request's writes have ended. The
-/// leader's heartbeat is one small object, written again every second.
+/// Counts writes while there are no requests, starting after the last request's writes have ended. The
+/// leader's heartbeat is one small object that is rewritten every second.
 async fn idle(service: &Service, seconds: u64) {
     const QUIET: Duration = Duration::from_secs(3);
     let store = service.at("store");
@@ -156,7 +157,7 @@ async fn idle(service: &Service, seconds: u64) {
     println!("idle for {seconds} s: {objects} objects and {bytes} bytes written besides the heartbeat");
 }
 
-/// Kills the leader, and waits for the standby to answer with all jobs.
+/// Kills the leader and waits until the standby answers with all jobs.
 async fn fail_over(service: &mut Service, leader: Process, jobs: usize) -> Result<()> {
     let urls = service.urls();
     let standby = urls.split(',').nth(1).context("there is a standby")?.to_owned();
@@ -178,12 +179,12 @@ fn resident_bytes(process: &Process) -> Result<u64> {
     Ok(kib * 1024)
 }
 
-/// Number and bytes of the files below a folder.
+/// Number and total bytes of the files below a folder.
 fn files(root: &Path) -> (u64, u64) {
     written(root, SystemTime::UNIX_EPOCH)
 }
 
-/// Number and bytes of the files below a folder that were written since a time, without the leader's
+/// Number and total bytes of the files below a folder that were written since a time, except the leader's
 /// heartbeat.
 fn written(root: &Path, since: SystemTime) -> (u64, u64) {
     let mut folders: Vec<PathBuf> = vec![root.to_owned()];
@@ -196,7 +197,7 @@ fn written(root: &Path, since: SystemTime) -> (u64, u64) {
                 Ok(meta) if meta.modified().is_ok_and(|modified| modified >= since) => {
                     (count, bytes) = (count + 1, bytes + meta.len());
                 }
-                // It is older, or was deleted meanwhile.
+                // The file is older or has been deleted.
                 Ok(_) | Err(_) => {}
             }
         }

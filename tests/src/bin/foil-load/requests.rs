@@ -1,4 +1,4 @@
-//! Requests of clients: submissions, pages of the list, and watches.
+//! Requests of clients: submissions, list pages, and watches.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 
 use super::Latencies;
 
-/// Submissions at once while nothing is timed.
+/// Number of concurrent submissions while nothing is timed.
 const PARALLEL: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAGE: u32 = 50;
@@ -32,7 +32,7 @@ impl Client {
         job.spec.context("a job has a specification")
     }
 
-    /// Submits a job that waits, because no agent has the device that it asks for.
+    /// Submits a job that stays queued, because no agent has the device that it requests.
     async fn submit(&self, spec: &v1::JobSpec) -> Result<Duration> {
         let request_id = format!("{:032x}", fastrand::u128(..));
         let request = v1::SubmitRequest { spec: Some(spec.clone()), request_id, ..Default::default() };
@@ -60,7 +60,7 @@ impl Client {
         Ok(self.0.clone().list(rpc::request(request, PATIENCE)).await?.into_inner())
     }
 
-    /// Lists page after page, and from the first again after the last.
+    /// Lists page after page, starting over after the last one.
     pub(crate) async fn list_timed(&self, count: usize) -> Result<Latencies> {
         let (mut latencies, mut token) = (Latencies::default(), String::new());
         for _ in 0..count {
@@ -71,8 +71,8 @@ impl Client {
         Ok(latencies)
     }
 
-    /// Opens watches of the newest jobs, each read by a task until it ends, and over a connection of its own:
-    /// the streams of one are bounded.
+    /// Opens watches of the newest jobs. Each is read by a task until it ends, over its own connection, since
+    /// the number of streams per connection is bounded.
     pub(crate) async fn watch_some(&self, count: usize) -> Result<Vec<JoinHandle<()>>> {
         let (mut watches, mut token) = (Vec::new(), String::new());
         while watches.len() < count {
@@ -91,7 +91,7 @@ impl Client {
         Ok(watches)
     }
 
-    /// The number of all jobs, as soon as this coordinator leads.
+    /// The number of all jobs, returned as soon as this coordinator leads.
     pub(crate) async fn count_when_led(&self, patience: Duration) -> Result<usize> {
         let since = Instant::now();
         loop {

@@ -1,4 +1,4 @@
-//! Sockets of clients that are idle or slow: they hold a connection, and ask for nothing.
+//! Sockets of idle or slow clients, which hold a connection and complete no request.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use tokio::task::JoinSet;
 
 /// A client's connection preface: the magic and empty settings (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-/// Header of a HEADERS frame of 255 bytes on stream 1, which never comes whole.
+/// Header of a HEADERS frame of 255 bytes on stream 1, which is never completed.
 const HEADERS: &[u8] = b"\0\0\xff\x01\x04\0\0\0\x01";
 /// Time between two bytes of a slow client.
 const DRIP: Duration = Duration::from_millis(500);
 
-/// Sockets that stay open until they are dropped: one that the server closes is opened again.
+/// Sockets that stay open until they are dropped. If the server closes one, it is reopened.
 pub(crate) struct Sockets(JoinSet<()>);
 
 impl Sockets {
@@ -27,7 +27,7 @@ impl Sockets {
             let address = address.clone();
             sockets.spawn(async move {
                 loop {
-                    // An error is the server's end of the connection.
+                    // An error means that the server closed the connection.
                     let _ = if index < idle { stay(&mut socket).await } else { drip(&mut socket).await };
                     match connect(&address).await {
                         Ok(again) => socket = again,
@@ -57,7 +57,7 @@ async fn stay(socket: &mut TcpStream) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Sends one byte after another of a request that never ends.
+/// Sends a request that never ends, byte by byte.
 async fn drip(socket: &mut TcpStream) -> std::io::Result<()> {
     socket.write_all(HEADERS).await?;
     for _ in 0..255 {

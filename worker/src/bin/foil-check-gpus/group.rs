@@ -17,7 +17,7 @@ use super::rank::{HOST, Report, key};
 
 /// Interval at which processes are polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// Number of lines shown of a failed rank's output.
+/// Number of output lines shown for a failed rank.
 const TAIL: usize = 15;
 
 const RANK_FAILED: &str = "a rank could not be started or failed; see its output above, check the driver with \
@@ -67,8 +67,8 @@ impl Group<'_> {
         }
         if self.device == DeviceKind::Cuda {
             command.env("CUDA_VISIBLE_DEVICES", &self.devices[rank].id);
-            // All ranks are on this machine; the first interface that NCCL finds may not be reachable from
-            // itself.
+            // All ranks are on this machine, and the first interface that NCCL finds may not be reachable
+            // from the machine itself.
             command.env("NCCL_SOCKET_IFNAME", foil_torch::network_interface(HOST)?.unwrap_or_default());
         }
         let output = tempfile::tempfile().context("a file for a rank's output")?;
@@ -88,7 +88,7 @@ struct Rank {
 impl Rank {
     fn failure(&mut self, reason: &str) -> anyhow::Error {
         let mut text = String::new();
-        // Output that cannot be read is not shown.
+        // If the output cannot be read, none is shown.
         let _ = self.output.rewind().and_then(|()| self.output.read_to_string(&mut text));
         let lines: Vec<&str> = text.lines().collect();
         let tail = lines[lines.len().saturating_sub(TAIL)..].iter().map(|line| format!("\n  | {line}"));
@@ -101,7 +101,7 @@ impl Rank {
     }
 }
 
-/// Kills its processes when dropped.
+/// The processes of a group, killed on drop.
 struct Ranks(Vec<Rank>);
 
 impl Ranks {
@@ -135,7 +135,7 @@ impl Ranks {
 impl Drop for Ranks {
     fn drop(&mut self) {
         for rank in &mut self.0 {
-            // A process that has already exited is only reaped.
+            // If the process has already exited, this only reaps it.
             let _ = rank.child.kill();
             let _ = rank.child.wait();
         }

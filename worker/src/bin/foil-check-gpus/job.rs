@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow};
 use foil_worker::agent::DeviceKind;
 
-/// Runs `file` on `ranks` ranks with the `foil` in this program's directory; returns a line for the table.
+/// Runs `file` on `ranks` ranks with the `foil` in this program's directory and returns a line for the table.
 ///
 /// # Errors
 /// A job that cannot start or fails, with its output.

@@ -1,8 +1,8 @@
-//! `foil-check-gpus`: checks this machine's GPUs, and NCCL between them, before a job depends on them.
+//! `foil-check-gpus`: checks this machine's GPUs and NCCL between them before a job depends on them.
 //!
-//! For every number of ranks from one up it starts one process per device, checks each collective against
-//! sums computed on the host, and measures all-reduce. Then it runs a short job on all of them. On the CPU it
-//! does the same over Gloo.
+//! For every number of ranks, it starts one process per device, checks each collective against sums computed
+//! on the host, and measures all-reduce. Then it runs a short job on all devices. On the CPU it does the same
+//! over Gloo.
 
 mod group;
 mod job;
@@ -32,14 +32,14 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// One process of a group; started by the check itself.
+    /// Run as one process of a group; started by the check itself.
     #[command(hide = true)]
     Rank(rank::RankArgs),
 }
 
 #[derive(Debug, Args)]
 struct CheckArgs {
-    /// Devices to check: GPUs over NCCL or, to try this tool, processes on the CPU over Gloo.
+    /// Devices to check: GPUs over NCCL, or CPU processes over Gloo to try this tool.
     #[arg(long, value_enum, default_value = "cuda")]
     device: DeviceKind,
     /// Maximum number of ranks to check. Default: one per GPU; 2 on the CPU.

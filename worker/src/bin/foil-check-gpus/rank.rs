@@ -17,7 +17,7 @@ pub(crate) const HOST: &str = "127.0.0.1";
 
 /// Lengths around the sizes at which libraries switch algorithms.
 const LENGTHS: [usize; 4] = [1, 1000, 65_536, 1_000_003];
-/// Number of all-reduces before the measurement and in it.
+/// Number of all-reduces before the measurement and during it.
 const WARMUP: u32 = 3;
 const MEASURED: u32 = 10;
 
@@ -74,7 +74,7 @@ pub(crate) fn run(args: &RankArgs) -> Result<()> {
     let (bytes, seconds) = checks.measure(args.mebibytes)?;
     let report = Report { checked, difference, bytes, seconds };
     store.set(&key(args.rank), &serde_json::to_vec(&report)?)?;
-    // A rank, and rank 0's sockets with it, may exit only after all have reported.
+    // A rank, and with it rank 0's sockets, may exit only after all have reported.
     group.barrier()?;
     group.shutdown().context("ending the group")
 }
@@ -88,11 +88,11 @@ struct Checks<'a> {
 
 impl Checks<'_> {
     /// The number of collectives checked, and the error of the first that failed. All ranks check all of them
-    /// even after an error, so that none waits for another in vain.
+    /// even after an error, so that none waits for another indefinitely.
     fn all(&self) -> Result<(usize, Option<String>)> {
         let kinds = [Kind::Float, Kind::Double, Kind::Int64, Kind::BFloat16];
         let (mut checked, mut first) = (0, None);
-        // Gloo's sums in bf16 are not reliable.
+        // Gloo's bf16 sums are not reliable.
         for kind in kinds.into_iter().filter(|kind| *kind != Kind::BFloat16 || self.device != Device::Cpu) {
             for length in LENGTHS {
                 for (name, error) in self.collectives(kind, length)? {

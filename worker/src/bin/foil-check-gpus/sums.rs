@@ -1,10 +1,10 @@
 //! The expected results of each collective, computed on the host in integers.
 
-/// Maximum magnitude of a rank's numbers: sums over up to 42 ranks are then exact in bf16, whose integers are
-/// exact up to 256.
+/// Maximum magnitude of a rank's numbers. Sums over up to 42 ranks are then exact in bf16, which represents
+/// integers up to 256 exactly.
 const MAX: i64 = 6;
 
-/// Number `index` of rank `rank`.
+/// The number at `index` on `rank`.
 pub(crate) fn number(rank: usize, index: usize) -> i64 {
     (index * 5 + rank * 7 + index / 11) as i64 % (2 * MAX + 1) - MAX
 }
@@ -14,7 +14,7 @@ pub(crate) fn numbers(rank: usize, length: usize) -> Vec<i64> {
     (0..length).map(|index| number(rank, index)).collect()
 }
 
-/// The sum of number `index` over all ranks.
+/// The sum over all ranks of the number at `index`.
 pub(crate) fn sum(world: usize, index: usize) -> i64 {
     (0..world).map(|rank| number(rank, index)).sum()
 }

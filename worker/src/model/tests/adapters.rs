@@ -1,4 +1,4 @@
-//! LoRA adapters against PEFT's, and merged against unmerged.
+//! Compares LoRA adapters with PEFT's, and merged with unmerged ones.
 
 use std::path::{Path, PathBuf};
 
@@ -14,8 +14,8 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
 }
 
-/// PEFT's adapter for a model of tests/fixtures/model, with the results that scripts/fixtures/adapter.py
-/// computed.
+/// PEFT's adapter for a model of tests/fixtures/model, with the results computed by
+/// scripts/fixtures/adapter.py.
 struct Case {
     base: PathBuf,
     adapter: PathBuf,
@@ -48,7 +48,7 @@ impl Case {
         Adapter::load(&self.adapter, &config, head, Device::Cpu).unwrap()
     }
 
-    /// Gradients of `loss` against PEFT's.
+    /// Compares the gradients of `loss` with PEFT's.
     fn assert_gradients(&self, loss: &Tensor, trained: &Parameters) {
         assert!((loss.double_value(&[]) - self.get("loss").double_value(&[])).abs() < 1e-5);
         let gradients = Tensor::run_backward(&[loss], trained.tensors(), false, false);
@@ -63,7 +63,7 @@ impl Case {
     }
 }
 
-/// Every next token's log-probability, by sequence, and logits at every token.
+/// The log-probability of every next token, by sequence, and the logits at every token.
 fn language_model_loss(model: &LanguageModel, sequences: &[Vec<u32>]) -> (Tensor, Vec<Tensor>) {
     let batch = PackedBatch::from_sequences(sequences, Device::Cpu).unwrap();
     let mut logits = Vec::new();
@@ -147,7 +147,7 @@ fn a_saved_adapter_equals_pefts() {
                     };
                     assert_eq!(set(value), set(&pefts[key]));
                 }
-                // PEFT also lists the names of the head in other families.
+                // PEFT also lists the names of the head in other model families.
                 "modules_to_save" if !value.is_null() => assert_eq!(value[0], "score"),
                 _ => assert_eq!(value, &pefts[key], "{key}"),
             }

@@ -31,7 +31,7 @@ fn a_moved_sequence_continues_and_its_old_slot_is_free() {
     let rows = &rows()[..3];
     let batch = PackedBatch::from_sequences(rows, Device::Cpu).unwrap();
     let _ = inference.prefill(&batch, &mut cache, &[0, 1, 2]).unwrap();
-    // Row 0 is done; the last row takes its slot, and a new short prompt takes the slot of a longer one.
+    // Row 0 is done. The last row takes its slot, and a new short prompt takes the slot of a longer one.
     cache.move_slots(&[(2, 0)]).unwrap();
     assert_eq!((cache.length(0), cache.length(2)), (1, 0));
     cache.clear(1);

@@ -65,7 +65,7 @@ fn distance(a: &Tensor, b: &Tensor) -> f64 {
     ((&a - &b).norm() / b.norm()).double_value(&[])
 }
 
-/// Hidden state of every row's last token, each row in a batch of its own.
+/// Hidden state of every row's last token, with each row in a separate batch.
 fn forward_each(model: &LanguageModel, rows: &[Vec<u32>], precision: Precision) -> Tensor {
     let last = |row: &Vec<u32>| {
         let batch = PackedBatch::from_sequences(&[row], Device::Cpu).unwrap();
@@ -84,7 +84,7 @@ fn packing_changes_nothing() {
     }
 }
 
-/// Outputs at every token and all gradients, with a shared prefix against separate sequences.
+/// Compares outputs at every token and all gradients between a shared prefix and separate sequences.
 #[test]
 fn a_shared_prefix_changes_nothing() {
     for config in [llama(), qwen3()] {

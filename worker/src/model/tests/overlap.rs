@@ -1,4 +1,4 @@
-//! Gradients of upper layers travel while those of lower layers are computed, in bf16 too.
+//! Checks that gradients of upper layers are sent while those of lower layers are computed, in bf16 too.
 
 use foil_torch::Error;
 use foil_torch::c10d::{BucketSizes, TraceEvent};
@@ -11,7 +11,7 @@ use crate::collective::{Gang, Gradients};
 
 /// Each parameter fills a bucket.
 const SIZES: BucketSizes = BucketSizes { first: 1, rest: 1 };
-/// Ends a layer's backward pass: its input is what the layer below gives.
+/// Marks the end of the lowest layer's backward pass: this norm is applied to the layer's input.
 const LOWEST: &str = "model.layers.0.input_layernorm.weight";
 
 fn loss(model: &RewardModel, precision: Precision) -> Tensor {

@@ -31,7 +31,7 @@ fn fresh_weights_have_the_configured_deviation() {
                 continue;
             }
             let (mean, deviation) = (tensor.mean(Kind::Double), tensor.std(false));
-            // Five standard errors of a mean and of a deviation over `numel` numbers.
+            // Five standard errors of a mean and of a standard deviation over `numel` numbers.
             let slack = 5.0 / (tensor.numel() as f64).sqrt();
             assert!(mean.double_value(&[]).abs() < slack * expected, "{name}: mean {mean:?}");
             assert!((deviation.double_value(&[]) / expected - 1.0).abs() < slack, "{name}: {deviation:?}");

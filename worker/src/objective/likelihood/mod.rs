@@ -1,7 +1,7 @@
 //! The likelihood of given responses: the loss of supervised fine-tuning, and log-probabilities per token.
 //!
 //! The language-model head is applied only at positions that predict a response token. Logits are computed in
-//! chunks of [`chunk_logits`] numbers, and the gradient of a loss is computed chunk by chunk along with its
+//! chunks of [`chunk_logits`] numbers. The gradient of a loss is computed chunk by chunk along with its
 //! value, in the memory of the logits: no `[tokens, vocab]` tensor outlives its chunk, whatever the loss.
 
 use foil_common::memory::chunk_logits;
@@ -31,8 +31,8 @@ pub struct ResponsePositions {
 }
 
 impl ResponsePositions {
-    /// Packs `groups` of sequences and finds the positions that predict their responses. `sequences` are
-    /// those of all groups in order, each with the index of its response's first token.
+    /// Packs `groups` of sequences and finds the positions that predict their responses. `sequences` contains
+    /// the sequences of all groups in order, each with the index of its response's first token.
     ///
     /// A sequence's first token has no preceding position, so it is never a target.
     ///
@@ -65,12 +65,12 @@ impl ResponsePositions {
         Ok((batch, Self { rows, targets, counts }))
     }
 
-    /// Response tokens of all sequences.
+    /// Number of response tokens of all sequences.
     pub fn tokens(&self) -> i64 {
         self.counts.iter().sum()
     }
 
-    /// Response tokens of each sequence.
+    /// Number of response tokens of each sequence.
     pub fn counts(&self) -> &[i64] {
         &self.counts
     }
@@ -206,7 +206,7 @@ impl Prediction<'_> {
         Ok(Chunk { states, targets, logits, log_probs, log_sum_exp })
     }
 
-    /// The loss, whose gradients with respect to the states and the head are computed along with it.
+    /// The loss, with its gradients with respect to the states and the head computed at the same time.
     fn differentiate(&self, spans: &[Span], span_loss: SpanLoss<'_>) -> Result<Tensor> {
         let differentiable = self.hidden.requires_grad() || self.head.requires_grad();
         let (loss, hidden_gradient, head_gradient) =
@@ -233,7 +233,7 @@ impl Prediction<'_> {
             }
             return Ok((loss, Tensor::new(), Tensor::new()));
         }
-        // The head is frozen when adapters are trained; its gradient would cost as much as that of the
+        // The head is frozen when adapters are trained. Its gradient would cost as much as that of the
         // states.
         let trained = self.head.requires_grad();
         let mut gradients = Gradients {
@@ -278,7 +278,7 @@ struct Gradients {
 }
 
 impl Gradients {
-    /// Adds a chunk's gradients; its logits are overwritten by their gradient.
+    /// Adds a chunk's gradients, overwriting its logits with their gradient.
     fn add(&mut self, chunk: Chunk, head: &Tensor, start: i64, upstream: &Tensor) -> Result<()> {
         let Chunk { states, targets, mut logits, log_sum_exp, .. } = chunk;
         log_prob_gradient(&mut logits, &log_sum_exp, &targets, &upstream.contiguous())?;
@@ -295,7 +295,8 @@ impl Gradients {
     }
 }
 
-/// Spans of whole groups, of at most `rows` tokens or of one longer group, and the groups of each.
+/// Spans of whole groups, each with at most `rows` tokens unless a single group is longer, and the groups of
+/// each span.
 fn whole_groups(groups: &[i64], rows: i64) -> (Vec<Span>, Vec<std::ops::Range<usize>>) {
     let mut spans: Vec<Span> = Vec::new();
     let mut members: Vec<std::ops::Range<usize>> = Vec::new();
@@ -316,7 +317,7 @@ fn whole_groups(groups: &[i64], rows: i64) -> (Vec<Span>, Vec<std::ops::Range<us
     (spans, members)
 }
 
-/// Rows of logits that fit [`chunk_logits`].
+/// Number of rows of logits that fit in [`chunk_logits`].
 pub(crate) fn chunk_rows(head: &Tensor) -> i64 {
     let device = match head.device() {
         Device::Cuda(_) => DeviceKind::Cuda,

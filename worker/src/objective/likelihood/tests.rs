@@ -37,7 +37,7 @@ fn distance(a: &Tensor, b: &Tensor) -> f64 {
     (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).abs().max().double_value(&[])
 }
 
-/// A loss in which every token of a group depends on all others of it.
+/// A loss in which every token of a group depends on all others in the group.
 fn entangled(log_probs: &Tensor) -> Tensor {
     (log_probs.sum(log_probs.kind()) * 0.3).log_sigmoid() * 2.0 + log_probs.square().sum(log_probs.kind())
 }
@@ -66,8 +66,8 @@ fn a_frozen_head_changes_nothing_for_the_states_and_gets_no_gradient() {
     assert!(!problem.head.grad().defined());
 }
 
-/// In fp64 by ATen's operations, in fp32 by the CPU's kernels; whole groups in a chunk, and groups longer
-/// than one.
+/// Covers fp64 with ATen's operations and fp32 with the CPU kernels, for groups within a chunk and groups
+/// longer than one.
 #[test]
 fn a_loss_of_groups_has_autograds_loss_and_gradients() {
     let groups = [3, 0, 7, 1];

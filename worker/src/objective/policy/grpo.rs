@@ -11,8 +11,7 @@ use super::{Group, GroupLoss, LossOutput, PolicyObjective, ScoredCompletion, wit
 const CLIP_FRACTION: &str = "clip_fraction";
 const KL: &str = "kl";
 
-/// Means over completions: the fraction of probability ratios that are clipped, and the KL term before its
-/// weight.
+/// Means over completions: the fraction of clipped probability ratios, and the KL term before its weight.
 const METRICS: [Metric; 2] = [Metric::per_weight(CLIP_FRACTION), Metric::per_weight(KL)];
 
 impl PolicyObjective for Grpo {
@@ -20,8 +19,8 @@ impl PolicyObjective for Grpo {
         with_tokens(completions)
     }
 
-    /// The trainer divides the sum over completions by the completions of the global batch, those without
-    /// tokens included.
+    /// The trainer divides the sum over completions by the number of completions in the global batch,
+    /// including those without tokens.
     fn group_loss(&self, group: &Group<'_>) -> GroupLoss {
         let Self { epsilon, kl, importance_sampling_level: level, .. } = *self;
         let advantages = match self.scale_rewards {

@@ -1,4 +1,4 @@
-//! Policy methods: each file says which completions its method reads, the loss of their log-probabilities,
+//! Policy methods. Each file defines which completions its method reads, the loss of their log-probabilities,
 //! and its metrics.
 //!
 //! # Adding a method
@@ -32,23 +32,23 @@ use tch::{Device, Tensor};
 use super::metrics::{Metric, MetricSums};
 use super::pairing::{Preference, pairs};
 
-/// Log-probabilities of one completion's tokens under policies that are not trained; empty if the method does
-/// not need them.
+/// Log-probabilities of one completion's tokens under policies that are not being trained. Empty if the
+/// method does not need them.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct FixedLogProbs {
     /// log π_ref.
     pub reference: Vec<f32>,
-    /// log π_old, of the policy that generated the completion.
+    /// log π_old of the policy that generated the completion.
     pub old_policy: Vec<f32>,
 }
 
 /// A policy method: the loss of one prompt's completions.
 pub trait PolicyObjective {
-    /// Indices of the completions that the loss reads, ascending; none if there is nothing to learn from
-    /// them. A completion without tokens is never read.
+    /// Indices of the completions that the loss reads, in ascending order. Empty if there is nothing to learn
+    /// from them. A completion without tokens is never read.
     fn select(&self, completions: &[ScoredCompletion<'_>]) -> Vec<usize>;
 
-    /// The loss of the completions that [`PolicyObjective::select`] names, of which there is at least one.
+    /// The loss of the completions selected by [`PolicyObjective::select`], at least one.
     fn group_loss(&self, group: &Group<'_>) -> GroupLoss;
 
     /// The metrics of every [`LossOutput`], in order.
@@ -68,15 +68,15 @@ pub fn objective_of(method: &Method) -> &dyn PolicyObjective {
     }
 }
 
-/// A prompt's completions and what does not change while the policy is trained on them.
+/// A prompt's completions and the values that stay constant while the policy is trained on them.
 #[derive(Debug, Clone, Copy)]
 pub struct Group<'a> {
     pub completions: &'a [ScoredCompletion<'a>],
-    /// Indices of the completions that the loss reads, ascending.
+    /// Indices of the completions that the loss reads, in ascending order.
     pub selected: &'a [usize],
     /// Log-probabilities of the selected completions, one number per token if the method needs them.
     pub fixed: &'a [FixedLogProbs],
-    /// The tokens of the longest completion that sampling allows.
+    /// Number of tokens of the longest completion that sampling allows.
     pub max_new_tokens: usize,
     /// The device of the policy.
     pub device: Device,
@@ -106,12 +106,12 @@ impl Group<'_> {
         local.collect()
     }
 
-    /// `[tokens]` for each selected completion.
+    /// The reference's log-probabilities, `[tokens]` for each selected completion.
     fn ref_log_probs(&self) -> Vec<Tensor> {
         self.fixed.iter().map(|fixed| self.tensor(&fixed.reference)).collect()
     }
 
-    /// `[tokens]` for each selected completion.
+    /// The old policy's log-probabilities, `[tokens]` for each selected completion.
     fn old_log_probs(&self) -> Vec<Tensor> {
         self.fixed.iter().map(|fixed| self.tensor(&fixed.old_policy)).collect()
     }
@@ -129,19 +129,18 @@ pub struct GroupLoss {
 
 type LossFn = dyn Fn(&[Tensor]) -> LossOutput;
 
-/// The loss of one group under the policy as it is.
+/// The loss of one group under the current policy.
 #[derive(Debug)]
 pub struct LossOutput {
-    /// A sum over the group: a scalar that can be differentiated, in fp32 (fp64 for fp64 log-probabilities).
+    /// A sum over the group: a differentiable scalar in fp32 (fp64 for fp64 log-probabilities).
     pub loss: Tensor,
     pub metrics: MetricSums,
 }
 
 impl GroupLoss {
-    /// `weight` is the group's part of the denominator of a global batch's loss: its pairs (dpo, ipo), its
-    /// completions, unread ones included (grpo, rloo), its tokens (rejection), or 1 for a mean over
-    /// prompts (rrhf). `loss` is given the policy's log-probabilities of the selected completions,
-    /// `[tokens]` each.
+    /// `weight` is the group's share of the denominator of a global batch's loss: its pairs (dpo, ipo), its
+    /// completions, including unread ones (grpo, rloo), its tokens (rejection), or 1 for a mean over prompts
+    /// (rrhf). `loss` receives the policy's log-probabilities of the selected completions, `[tokens]` each.
     pub fn new(weight: f64, loss: impl Fn(&[Tensor]) -> LossOutput + 'static) -> Self {
         Self { weight, loss: Box::new(loss) }
     }
@@ -161,7 +160,7 @@ impl std::fmt::Debug for GroupLoss {
     }
 }
 
-/// Indices in ascending order, each once.
+/// Indices in ascending order without repetitions.
 fn ascending(indices: impl Iterator<Item = usize>) -> Vec<usize> {
     let mut indices: Vec<usize> = indices.collect();
     indices.sort_unstable();
@@ -169,7 +168,7 @@ fn ascending(indices: impl Iterator<Item = usize>) -> Vec<usize> {
     indices
 }
 
-/// Completions with tokens: those that policy gradients read.
+/// Completions with tokens, which policy gradients read.
 fn with_tokens(completions: &[ScoredCompletion<'_>]) -> Vec<usize> {
     (0..completions.len()).filter(|&completion| completions[completion].tokens > 0).collect()
 }
@@ -185,7 +184,7 @@ fn pairs_of(completions: &[ScoredCompletion<'_>], pairing: Pairing) -> Vec<Prefe
     pairs(&rewards, &texts, pairing)
 }
 
-/// Both sides of pairs.
+/// The completions on both sides of the pairs.
 fn members(pairs: &[Preference]) -> impl Iterator<Item = usize> {
     pairs.iter().flat_map(|pair| [pair.chosen, pair.rejected])
 }

@@ -1,7 +1,7 @@
 //! Losses of preferences between completions.
 //!
-//! Both look at how much more likely the policy π makes a completion than a fixed reference π_ref does: its
-//! log-ratio log π(y|x) − log π_ref(y|x), see [`log_ratio`].
+//! Both measure how much more likely a completion is under the policy π than under a fixed reference π_ref,
+//! as the log-ratio log π(y|x) − log π_ref(y|x); see [`log_ratio`].
 
 use foil_common::spec::{Pairing, Reduction};
 use tch::{Kind, Tensor, no_grad};
@@ -15,8 +15,8 @@ use super::{Group, GroupLoss, LossOutput, ScoredCompletion, ascending, members, 
 const ACCURACIES: &str = "rewards/accuracies";
 const MARGINS: &str = "rewards/margins";
 
-/// TRL's, means over pairs: how often the chosen completion's implicit reward β·(log-ratio) is the larger
-/// one, and by how much.
+/// TRL's metrics, means over pairs: how often the chosen completion's implicit reward β·(log-ratio) is
+/// larger, and by how much.
 pub(super) const METRICS: [Metric; 2] = [Metric::per_weight(ACCURACIES), Metric::per_weight(MARGINS)];
 
 /// Completions in at least one pair.
@@ -24,9 +24,9 @@ pub(super) fn select(completions: &[ScoredCompletion<'_>], pairing: Pairing) -> 
     ascending(members(&pairs_of(completions, pairing)))
 }
 
-/// The loss of a group's pairs under `loss`, a sum over pairs of the scores of their chosen and rejected
-/// completions, `[pairs]` each. `score` is given a completion's position and its log-probabilities,
-/// `[tokens]`; a completion's implicit reward is `beta` times its score.
+/// The loss of a group's pairs: `loss` sums over pairs, given the scores of their chosen and rejected
+/// completions, `[pairs]` each. `score` receives a completion's position and its log-probabilities,
+/// `[tokens]`. A completion's implicit reward is `beta` times its score.
 pub(super) fn group_loss(
     group: &Group<'_>,
     (pairing, beta): (Pairing, f64),
@@ -57,8 +57,8 @@ pub(super) fn log_ratios(
 
 /// The log-ratio of one completion, a scalar: Σ over its tokens of log π − log π_ref, or their mean.
 ///
-/// Both tensors hold the completion's log-probabilities token by token, `[tokens]`; the reference's carries
-/// no gradient. A completion without tokens has log-ratio 0.
+/// Both tensors hold the completion's log-probabilities per token, `[tokens]`; the reference has no gradient.
+/// A completion without tokens has log-ratio 0.
 pub fn log_ratio(policy: &Tensor, reference: &Tensor, reduction: Reduction) -> Tensor {
     let kind = accumulation_kind(policy.kind());
     let sum = (policy.to_kind(kind) - reference.to_kind(kind)).sum(kind);
@@ -68,22 +68,22 @@ pub fn log_ratio(policy: &Tensor, reference: &Tensor, reduction: Reduction) -> T
     }
 }
 
-/// Direct preference optimization (Rafailov et al., arXiv 2305.18290, Eq. 7): Σ over pairs of
-/// −(1 − ε) log σ(β·Δ) − ε log σ(−β·Δ), where Δ is the chosen completion's log-ratio less the rejected one's.
+/// Direct preference optimization (Rafailov et al., arXiv 2305.18290, Eq. 7): Σ over pairs of −(1 − ε) log
+/// σ(β·Δ) − ε log σ(−β·Δ), where Δ is the chosen completion's log-ratio minus the rejected one's.
 ///
 /// `chosen` and `rejected` are log-ratios, `[pairs]`; the result is a scalar in fp32 (fp64 for fp64 ratios).
-/// ε is the probability that a preference is the wrong way round (Mitchell, "cDPO", Eq. 3). Where policy and
-/// reference agree, every pair's loss is log 2, whatever β and ε.
+/// ε is the probability that a preference is reversed (Mitchell, "cDPO", Eq. 3). Where policy and reference
+/// agree, every pair's loss is log 2, whatever β and ε.
 pub fn dpo_loss(chosen: &Tensor, rejected: &Tensor, beta: f64, label_smoothing: f64) -> Tensor {
     let delta = difference(chosen, rejected);
     smoothed_nll(&(delta * beta), label_smoothing).sum(accumulation_kind(chosen.kind()))
 }
 
 /// Identity preference optimization (Azar et al., arXiv 2310.12036, Eq. 17): Σ over pairs of (Δ − 1 / (2β))²,
-/// β being the paper's τ; arguments and result as [`dpo_loss`]'s.
+/// where β is the paper's τ. Arguments and result are those of [`dpo_loss`].
 ///
-/// The paper does not say over how many tokens a log-ratio runs. TRL takes their mean, on its authors' word;
-/// OpenRLHF takes their sum, for which β means something else with every length of completion.
+/// The paper does not specify how a log-ratio aggregates tokens. TRL takes their mean, as its authors
+/// confirmed; OpenRLHF takes their sum, with which the meaning of β depends on the completions' lengths.
 pub fn ipo_loss(chosen: &Tensor, rejected: &Tensor, beta: f64) -> Tensor {
     let apart = difference(chosen, rejected) - 1.0 / (2.0 * beta);
     apart.square().sum(accumulation_kind(chosen.kind()))

@@ -12,7 +12,7 @@ impl PolicyObjective for Rejection {
         best(completions).into_iter().collect()
     }
 
-    /// The negative log-likelihood, Σ over tokens: every token of the global batch counts the same.
+    /// The negative log-likelihood, summed over tokens: all tokens of the global batch have equal weight.
     fn group_loss(&self, group: &Group<'_>) -> GroupLoss {
         let tokens: usize =
             group.selected.iter().map(|&completion| group.completions[completion].tokens).sum();

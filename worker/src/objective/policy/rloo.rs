@@ -1,4 +1,4 @@
-//! REINFORCE with a leave-one-out baseline (Ahmadian et al., arXiv 2402.14740), clipped as TRL does it.
+//! REINFORCE with a leave-one-out baseline (Ahmadian et al., arXiv 2402.14740), clipped as in TRL.
 
 use foil_common::spec::Rloo;
 
@@ -14,8 +14,8 @@ impl PolicyObjective for Rloo {
         with_tokens(completions)
     }
 
-    /// The trainer divides the sum over completions by the completions of the global batch, those without
-    /// tokens included.
+    /// The trainer divides the sum over completions by the number of completions in the global batch,
+    /// including those without tokens.
     fn group_loss(&self, group: &Group<'_>) -> GroupLoss {
         let beta = self.kl.map_or(0.0, |kl| kl.beta);
         let advantages = group.of_selected(&leave_one_out(&penalized(group, beta)));
@@ -28,15 +28,15 @@ impl PolicyObjective for Rloo {
         })
     }
 
-    /// A mean over completions: the fraction of probability ratios that are clipped.
+    /// A mean over completions: the fraction of clipped probability ratios.
     fn metrics(&self) -> &'static [Metric] {
         const METRICS: [Metric; 1] = [Metric::per_weight(CLIP_FRACTION)];
         &METRICS
     }
 }
 
-/// All completions' rewards, those of the selected ones less their KL penalty; the others have no tokens to
-/// diverge by.
+/// The rewards of all completions, minus the KL penalty for the selected ones. The others have no tokens, so
+/// they have no penalty.
 fn penalized(group: &Group<'_>, beta: f64) -> Vec<f64> {
     let mut rewards = group.rewards();
     if beta == 0.0 {

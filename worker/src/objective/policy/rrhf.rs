@@ -1,5 +1,5 @@
-//! Rank responses to align with human feedback (Yuan et al., arXiv 2304.05302): completions ranked by reward,
-//! likelihoods ranked alike.
+//! Rank responses to align with human feedback (Yuan et al., arXiv 2304.05302): ranks completions by reward
+//! and trains their likelihoods to have the same order.
 
 use foil_common::spec::{Pairing, Reduction, Rrhf};
 use tch::Tensor;
@@ -39,13 +39,13 @@ impl PolicyObjective for Rrhf {
     }
 }
 
-/// The ranking and the likelihood term (Eqs. 2-5), scalars in fp32 (fp64 for fp64 log-probabilities): Σ
-/// max(0, p_l − p_w) over `pairs` of a better completion w and a worse one l, with p the mean log-probability
-/// of a completion's tokens; and the negative log-likelihood of completion `best` as a sum or a mean over its
-/// tokens.
+/// The ranking and the likelihood term (Eqs. 2-5), scalars in fp32 (fp64 for fp64 log-probabilities). The
+/// first is Σ max(0, p_l − p_w) over `pairs` of a better completion w and a worse one l, where p is the mean
+/// log-probability of a completion's tokens. The second is the negative log-likelihood of completion `best`
+/// as a sum or a mean over its tokens.
 ///
-/// `log_probs` holds each completion's log-probabilities token by token, `[tokens]`. A completion without
-/// tokens has p = 0, above all others, and belongs in no pair.
+/// `log_probs` holds each completion's log-probabilities per token, `[tokens]`. A completion without tokens
+/// has p = 0, above all others, and must not be in a pair.
 ///
 /// # Panics
 /// An index beyond the completions.
@@ -83,7 +83,7 @@ mod tests {
         };
         let ordered = pairs(&[3.0, 2.0, 1.0], &texts, Pairing::All);
         assert_eq!(cost(&ordered, 0, Reduction::Sum), (0.0, 1.0));
-        // The other way round every pair costs its difference: .5 → 2, .5 → 4, 2 → 4.
+        // In reverse order, every pair costs its difference: .5 → 2, .5 → 4, 2 → 4.
         let reversed = pairs(&[1.0, 2.0, 3.0], &texts, Pairing::All);
         let (ranking, nll) = cost(&reversed, 2, Reduction::Sum);
         assert!((ranking - (1.5 + 3.5 + 2.0)).abs() < 1e-12 && nll == 4.0);

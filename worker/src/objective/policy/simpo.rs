@@ -37,7 +37,7 @@ pub fn simpo_loss(chosen: &Tensor, rejected: &Tensor, beta: f64, gamma: f64) -> 
     -margins.log_sigmoid().sum(kind)
 }
 
-/// The mean over a completion's tokens of their log-probabilities, `[tokens]`; 0 if it has none.
+/// The mean of a completion's log-probabilities, `[tokens]`; 0 if it has no tokens.
 pub fn mean_log_prob(log_probs: &Tensor) -> Tensor {
     log_probs.sum(accumulation_kind(log_probs.kind())) / log_probs.size()[0].max(1) as f64
 }

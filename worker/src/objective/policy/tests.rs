@@ -1,4 +1,4 @@
-//! Groups of made-up completions: which are read, and what they cost.
+//! Tests with groups of made-up completions: which ones are read, and their losses.
 
 use foil_common::selection::Part;
 use foil_common::spec::{
@@ -30,13 +30,13 @@ fn kl(beta: f64) -> Option<KlPenalty> {
     Some(KlPenalty { beta, reference: ReferencePolicy::Initial })
 }
 
-/// The third has no tokens, the last is blank and has the highest reward.
+/// The third has no tokens. The last is blank and has the highest reward.
 fn completions() -> [ScoredCompletion<'static>; 5] {
     let (texts, rewards) = (["a", "b", "", "c", " "], [1.0, 3.0, 9.0, 2.0, 8.0]);
     std::array::from_fn(|i| ScoredCompletion { text: texts[i], tokens: LENGTHS[i], reward: rewards[i] })
 }
 
-/// The policy's log-probabilities of the selected completions, and the same as constants.
+/// The policy's log-probabilities of the selected completions, and the same values as constants.
 fn at_rest(selected: &[usize]) -> (Vec<Tensor>, Vec<FixedLogProbs>) {
     let numbers = |&completion: &usize| -> Vec<f32> {
         (0..LENGTHS[completion]).map(|token| -0.5 * (completion + token + 1) as f32).collect()
@@ -148,7 +148,7 @@ fn dr_grpo_divides_by_the_longest_completion_and_by_no_deviation() {
         let (found, weight) = loss(&Grpo { importance_sampling_level: level, ..unbiased });
         (found, weight, -terms.iter().sum::<f64>())
     };
-    // At rest every ratio is 1, whatever it is taken of.
+    // With the policy unchanged every ratio is 1, at either level.
     for level in [ImportanceSampling::Token, ImportanceSampling::Sequence] {
         let (found, weight, expected) = expected(level);
         assert!((found - expected).abs() < 1e-5 && weight == 5.0, "{level}: {found} not {expected}");

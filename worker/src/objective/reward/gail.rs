@@ -7,7 +7,7 @@ use super::super::accumulation_kind;
 use super::{RewardObjective, ScoredPairs};
 
 impl RewardObjective for Gail {
-    /// Human pairs have weight 0: a job with any other weight is refused.
+    /// Human pairs have weight 0: a job with any other weight is rejected.
     fn loss(&self, golden: &ScoredPairs<'_>, _human: &ScoredPairs<'_>, _all: &ScoredPairs<'_>) -> Tensor {
         gail(golden)
     }

@@ -1,5 +1,5 @@
-//! Losses of the reward model: each file has the loss of golden responses against completions, and that of
-//! human pairs.
+//! Losses of the reward model. Each file defines the loss of golden responses against completions, and that
+//! of human pairs.
 //!
 //! # Adding a loss
 //! 1. Its settings: a message and a member of `RewardStepSpec.loss` in `proto/foil/v1/jobs.proto`.
@@ -28,17 +28,17 @@ use tch::Tensor;
 pub struct ScoredPairs<'a> {
     pub chosen: &'a Tensor,
     pub rejected: &'a Tensor,
-    /// m, the margin by which the chosen response's score should exceed the other's; `None` is 0.
+    /// m, the margin by which the chosen response's score should exceed the other's; `None` means 0.
     pub margins: Option<&'a Tensor>,
-    /// w of the loss.
+    /// w, the weights in the loss.
     pub weights: &'a Tensor,
 }
 
 /// A loss of the reward model.
 pub trait RewardObjective {
-    /// The loss of golden responses (chosen) against completions (rejected), and of human pairs; a scalar, Σ
-    /// over pairs of w·ℓ, in fp32 (fp64 for fp64 scores). A pair has weight 0 in the set that it is not
-    /// in; `all` has the weights of both.
+    /// The loss of golden responses (chosen) against completions (rejected), and of human pairs: a scalar, Σ
+    /// over pairs of w·ℓ, in fp32 (fp64 for fp64 scores). A pair has weight 0 in the set that it does not
+    /// belong to; `all` has the weights of both.
     fn loss(&self, golden: &ScoredPairs<'_>, human: &ScoredPairs<'_>, all: &ScoredPairs<'_>) -> Tensor;
 }
 
@@ -51,8 +51,8 @@ pub fn objective_of(loss: &RewardLoss) -> &dyn RewardObjective {
     }
 }
 
-/// The loss of pairs of both sets. `golden` is `[pairs]`, 1 for a golden response against a completion, 0 for
-/// a human pair.
+/// The loss of pairs from both sets. `golden` is `[pairs]`, 1 for a golden response against a completion, 0
+/// for a human pair.
 pub fn pair_loss(objective: &dyn RewardObjective, pairs: &ScoredPairs<'_>, golden: &Tensor) -> Tensor {
     let (golden, human) = (pairs.weights * golden, pairs.weights * (1.0 - golden));
     let with = |weights| ScoredPairs { weights, ..*pairs };

@@ -3,7 +3,7 @@ use tch::{Kind, Tensor};
 
 use super::{ScoredPairs, bradley_terry, gail, objective_of, pair_loss, wgan};
 
-/// Chosen scores against zeros.
+/// The loss of the chosen scores against zeros.
 fn against_zeros(chosen: &Tensor, weights: &Tensor, loss: impl Fn(&ScoredPairs<'_>) -> Tensor) -> Tensor {
     let rejected = chosen.zeros_like();
     loss(&ScoredPairs { chosen, rejected: &rejected, margins: None, weights })

@@ -17,7 +17,7 @@ impl RewardObjective for Wgan {
 /// (`rejected`): the reward player's side of the game (Cheng et al., arXiv 2311.08045, Eq. 14). Margins are
 /// ignored.
 ///
-/// It has no lower bound: scores grow as long as the model is trained, unless the head's weights are clipped.
+/// It has no lower bound: scores grow throughout training unless the head's weights are clipped.
 pub fn wgan(pairs: &ScoredPairs<'_>) -> Tensor {
     let kind = accumulation_kind(pairs.chosen.kind());
     let difference = pairs.rejected.to_kind(kind) - pairs.chosen.to_kind(kind);

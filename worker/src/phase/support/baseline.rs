@@ -1,7 +1,7 @@
-//! Comparison of a policy's completions with those of other policies of the job for the same prompts.
+//! Compares a policy's completions with those of other policies of the job for the same prompts.
 //!
 //! Reward models of different rounds differ in offset and scale, so their mean rewards cannot be compared.
-//! The difference of two policies under one reward model, prompt by prompt, can.
+//! The prompt-by-prompt difference of two policies under one reward model can.
 
 use foil_common::data::rows::PromptRow;
 use foil_common::spec::BestMetric;
@@ -12,7 +12,7 @@ use super::rows::{Completions, StoredCompletion};
 use crate::phase::{Metrics, PhaseError, TaskContext};
 use crate::task::{Artifact, EvaluatePolicy};
 
-/// Completions of other policies, in the order of the rows.
+/// Completions of other policies, in row order.
 #[derive(Debug, Default)]
 pub(in crate::phase) struct Baselines {
     pub(in crate::phase) start: Option<Vec<StoredCompletion>>,
@@ -66,7 +66,7 @@ impl Baselines {
     }
 
     /// Adds the metric that selects the best round, separately for the half of the `rows` prompts used for
-    /// selection and the half reported; nothing if there are too few prompts to split.
+    /// selection and the half reported. Adds nothing if there are too few prompts to split.
     pub(in crate::phase) fn compare_halves(
         &self,
         metric_for_best_model: BestMetric,

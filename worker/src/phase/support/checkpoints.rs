@@ -1,6 +1,7 @@
-//! Checkpoints of a gang phase: written, hashed and uploaded in the background, and downloaded to resume.
+//! Checkpoints of a gang phase. They are written, hashed and uploaded in the background, and downloaded to
+//! resume.
 
-#![expect(clippy::disallowed_methods, reason = "checkpoints have an interval")]
+#![expect(clippy::disallowed_methods, reason = "checkpoints are taken at intervals")]
 
 use std::path::PathBuf;
 use std::sync::mpsc;
@@ -24,7 +25,7 @@ struct Destination {
     phase: String,
     attempt: u32,
     rank: u32,
-    /// Prefix of the keys of the attempt's objects; ends in '/'.
+    /// Key prefix of the attempt's objects; ends in '/'.
     key_prefix: String,
     /// Directory for files being uploaded.
     scratch: PathBuf,
@@ -33,8 +34,8 @@ struct Destination {
 }
 
 impl Destination {
-    /// Writes a shard to a file, uploads it and reports it; its memory goes to `written` before the upload.
-    /// The coordinator commits the checkpoint once all ranks have reported theirs.
+    /// Writes a shard to a file, uploads it and reports it. Its memory is returned on `written` before the
+    /// upload. The coordinator commits the checkpoint once all ranks have reported their shards.
     fn upload(
         &self,
         shard: CheckpointShard,
@@ -47,7 +48,7 @@ impl Destination {
         let model_error =
             |source| PhaseError::Model { artifact: format!("checkpoint of step {step}"), source };
         let (digest, memory) = shard.write(&file).map_err(model_error)?;
-        // After the last shard nobody waits for it.
+        // After the last shard, nobody waits for the memory.
         let _ = written.send(memory);
         failpoint::hit("checkpoint.upload")?;
         let key = format!("{}checkpoints/{step:012}/rank-{rank}.safetensors", self.key_prefix);
@@ -63,14 +64,14 @@ impl Destination {
 }
 
 /// Writes a rank's checkpoints in a gang phase, one after the other. All of them use the same memory: while
-/// one is uploaded, the next may wait in it, and the one after that blocks training.
+/// one is uploaded, the next may wait in it, and a further one blocks training.
 pub(in crate::phase) struct CheckpointWriter {
     cadence: Checkpoints,
     stop: StopSignal,
-    /// Held from the first step on; what came before is quickly redone.
+    /// Held from the first step on; earlier work is quick to repeat.
     busy: Option<BusyGuard>,
     checkpoint: Option<LoadedCheckpoint>,
-    /// Only rank 0 decides by time.
+    /// This process's rank; only rank 0 decides by time.
     rank: u32,
     last: (u64, Instant),
     upload_thread: Option<UploadThread>,
@@ -78,7 +79,7 @@ pub(in crate::phase) struct CheckpointWriter {
 
 struct UploadThread {
     shards: mpsc::Sender<CheckpointShard>,
-    /// Memory of the shards that are written: at first that of none.
+    /// Receives the memory of written shards; initially empty memory.
     written: mpsc::Receiver<SnapshotMemory>,
     thread: JoinHandle<Result<(), PhaseError>>,
 }
@@ -118,8 +119,8 @@ impl CheckpointWriter {
         TrainError::Checkpoint(reason)
     }
 
-    /// Waits until all shards are uploaded and reported. While the returned guard is held, a request to stop
-    /// waits.
+    /// Waits until all shards are uploaded and reported. A request to stop waits until the returned guard is
+    /// dropped.
     pub(in crate::phase) fn finish(mut self) -> Result<Option<BusyGuard>, PhaseError> {
         self.upload_thread.take().map_or(Ok(()), UploadThread::finish)?;
         Ok(self.busy)
@@ -130,7 +131,7 @@ impl UploadThread {
     fn start(destination: Destination) -> Result<Self, PhaseError> {
         let (shards, received) = mpsc::channel::<CheckpointShard>();
         let (sender, written) = mpsc::channel();
-        // The receiver is right here.
+        // Cannot fail: the receiver is in scope.
         let _ = sender.send(SnapshotMemory::default());
         let span = tracing::Span::current();
         let upload = move || {
@@ -176,8 +177,8 @@ impl Checkpointer for CheckpointWriter {
 }
 
 impl TaskContext {
-    /// Downloads the ranks' shards of a checkpoint. With `fsdp` and as many ranks as saved it, a rank needs
-    /// its own alone.
+    /// Downloads the ranks' shards of a checkpoint. With `fsdp` and the same number of ranks as at saving, a
+    /// rank needs only its own.
     fn download_checkpoint(
         &mut self,
         task: &GangTask,
@@ -218,7 +219,7 @@ mod tests {
     use crate::task::Object;
     use crate::task_io::memory_objects::MemoryObjectStore;
 
-    /// A store in which each upload waits for a permission, and fails if there will be none.
+    /// A store in which each upload waits for a permit, and fails once no more permits can arrive.
     struct Gated {
         store: MemoryObjectStore,
         permissions: Arc<Mutex<mpsc::Receiver<()>>>,
@@ -279,7 +280,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut writer, store, permit) = writer(dir.path());
         save(&mut writer, 1).unwrap();
-        // Not uploaded yet, but written.
+        // Written but not uploaded.
         save(&mut writer, 2).unwrap();
         let written = |writer: &CheckpointWriter| writer.upload_thread.as_ref().unwrap().written.try_recv();
         assert_eq!(written(&writer).err(), Some(mpsc::TryRecvError::Empty), "a third one waits");
@@ -301,7 +302,7 @@ mod tests {
         let (mut writer, _, permit) = writer(dir.path());
         save(&mut writer, 1).unwrap();
         drop(permit);
-        // It may be copied before the failure, but no later one is.
+        // One more snapshot may be copied before the failure is noticed, but no later one.
         let error = save(&mut writer, 2).and_then(|()| save(&mut writer, 3)).unwrap_err().to_string();
         assert!(error.contains("no permission"), "{error}");
     }

@@ -14,11 +14,11 @@ use crate::phase::{Metrics, PhaseError, TaskContext};
 /// Completions to generate.
 pub(in crate::phase) struct GenerationRequest<'a> {
     pub(in crate::phase) rows: &'a [PromptRow],
-    /// Completions per row.
+    /// Number of completions per row.
     pub(in crate::phase) samples: u32,
     pub(in crate::phase) sampling: &'a Sampling,
     pub(in crate::phase) round: u32,
-    /// Distinguishes its random numbers from others of the round.
+    /// Separates its random numbers from others in the round.
     pub(in crate::phase) purpose: &'a str,
 }
 
@@ -61,8 +61,8 @@ fn to_sample(policy: &Policy, completion: Completion) -> Result<Sample, PhaseErr
     Ok(Sample { prompt_id, index, tokens, text, finished, log_probs, ..Default::default() })
 }
 
-/// The text of tokens; blank if they cannot be decoded (half a character at the end), and blank completions
-/// never win.
+/// The text of tokens; blank if they cannot be decoded (for example, if they end within a character). Blank
+/// completions never win.
 fn detokenize(policy: &Policy, ids: &[u32]) -> String {
     policy.encoder.response_text(ids).unwrap_or_default()
 }
@@ -79,7 +79,7 @@ pub(in crate::phase) fn fill_gold(job: &spec::Job, rows: &[PromptRow], samples: 
     }
 }
 
-/// Metrics of any completions.
+/// Metrics of completions from any source.
 pub(in crate::phase) fn metrics(samples: &[Sample]) -> Metrics {
     let mut metrics = Metrics::default();
     for sample in samples {

@@ -8,7 +8,7 @@ use super::models::Loaded;
 use super::rows::StoredCompletion;
 use crate::phase::PhaseError;
 
-/// A response to encode: a text of the data, or a stored completion.
+/// A response to encode: a text from the data or a stored completion.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::phase) enum ResponseSource<'a> {
     Text(&'a str),
@@ -43,7 +43,8 @@ impl<'a> DialogueEncoder<'a> {
         Self { encoder: &model.encoder, tokenizer: &model.tokenizer, job }
     }
 
-    /// The limits of completions and of responses compared with them: at most `sampling.max_new_tokens`.
+    /// The limits of completions and of the responses they are compared with: at most
+    /// `sampling.max_new_tokens`.
     fn completion_limits(&self) -> Limits {
         Limits::new(self.job.text.max_length, self.job.sampling.max_new_tokens)
     }
@@ -59,8 +60,8 @@ impl<'a> DialogueEncoder<'a> {
         self.encode(row, prompt, source, self.completion_limits())
     }
 
-    /// Encodes a response of the data that is not compared with completions: it shares `text.max_length` with
-    /// its prompt.
+    /// Encodes a response from the data that is not compared with completions. It shares `text.max_length`
+    /// with its prompt.
     pub(in crate::phase) fn encode_full(
         &self,
         row: u64,

@@ -1,4 +1,4 @@
-//! Room on the disk for what a job keeps in the directories of a machine's ranks.
+//! Disk space for the files that a job keeps in the directories of a machine's ranks.
 
 use foil_common::memory::{Head, ModelShape};
 use foil_common::spec::{self, Lora, SaveDtype};
@@ -7,43 +7,43 @@ use crate::phase::{PhaseError, TaskContext};
 use crate::task::{Artifact, ChunkTask, GangTask, GangWork, MapWork};
 use crate::task_io::artifact_cache::KEEP_ROUNDS;
 
-/// Bytes of an element of a checkpoint, which is fp32: the parameter and its two moments.
+/// Bytes per checkpointed element: the parameter and its two moments, in fp32.
 const CHECKPOINTED: u64 = 12;
-/// Versions of a model on the disk at the end of a round: the one that was trained, the one that it was
-/// trained from, and that of the round before, which is kept.
+/// Number of versions of a model on disk at the end of a round: the trained model, the model it started from,
+/// and the previous round's model, which is kept.
 const KEPT: usize = KEEP_ROUNDS as usize + 2;
 
 /// A model that the job trains.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Trained {
     shape: ModelShape,
-    /// Bytes of the files that its training starts from.
+    /// Size in bytes of the files from which its training starts.
     start: u64,
 }
 
-/// Sizes of the job's trained models, as far as they are known.
+/// Sizes of the job's trained models that are known so far.
 #[derive(Debug, Default)]
 pub(in crate::phase) struct TrainedModels {
     policy: Option<Trained>,
     reward: Option<Trained>,
 }
 
-/// Ranks on this machine, and all of them.
+/// The number of ranks on this machine, and in total.
 #[derive(Debug, Clone, Copy)]
 struct Ranks {
     here: u64,
     all: u64,
 }
 
-/// The most bytes of versions that follow one another and are kept at one time.
+/// The maximum total size in bytes of consecutive versions that are kept at the same time.
 fn kept(versions: impl Iterator<Item = u64>) -> u64 {
     let versions: Vec<u64> = versions.collect();
     versions.windows(KEPT.min(versions.len())).map(|kept| kept.iter().sum()).max().unwrap_or(0)
 }
 
 impl TrainedModels {
-    /// Bytes on the disk of a machine, whose ranks share models: the versions that are kept, and the
-    /// checkpoints that its ranks write at one time.
+    /// Disk space in bytes on a machine whose ranks share models: the kept versions, and the checkpoints that
+    /// its ranks write at the same time.
     fn bytes(&self, job: &spec::Job, ranks: Ranks) -> u64 {
         let (policy_step, reward_step) = (&job.policy_step, &job.reward_step);
         let versions = (job.rounds as usize).min(KEPT);
@@ -71,7 +71,7 @@ impl TrainedModels {
 }
 
 impl TaskContext {
-    /// [`TaskContext::check_disk`] for a chunk, before its models are downloaded.
+    /// Calls [`TaskContext::check_disk`] for a chunk, before its models are downloaded.
     pub(in crate::phase) fn check_disk_for_chunk(&mut self, task: &ChunkTask) -> Result<(), PhaseError> {
         let round = task.phase.round;
         match &task.work {
@@ -81,7 +81,7 @@ impl TaskContext {
         }
     }
 
-    /// [`TaskContext::check_disk`] for a gang phase, before its model is downloaded.
+    /// Calls [`TaskContext::check_disk`] for a gang phase, before its model is downloaded.
     pub(in crate::phase) fn check_disk_for_gang(&mut self, task: &GangTask) -> Result<(), PhaseError> {
         let head = match &task.work {
             GangWork::Sft(_) | GangWork::TrainPolicy(_) => Head::Language,
@@ -90,8 +90,8 @@ impl TaskContext {
         self.check_disk(head, task.work.start(), task.phase.round)
     }
 
-    /// Fails if the disk has too little room for the job. Each of the two models counts as soon as its
-    /// configuration is seen, in an `artifact` of `round`.
+    /// Fails if the disk has too little space for the job. Each of the two models counts once its
+    /// configuration has been seen in an `artifact` of `round`.
     fn check_disk(&mut self, head: Head, artifact: &Artifact, round: u32) -> Result<(), PhaseError> {
         let known = match head {
             Head::Language => &self.trained_models.policy,
@@ -100,9 +100,10 @@ impl TaskContext {
         if known.is_some() {
             return Ok(());
         }
-        // A configuration that cannot be read is told of when the model is loaded.
+        // Loading the model reports a configuration that cannot be read.
         let Some(shape) = self.shape(artifact)? else { return Ok(()) };
-        // Later it is one of the rounds'. A reward model without files of its own starts as the policy.
+        // In later rounds, the start is a trained model. A reward model without its own files starts as the
+        // policy.
         let has_files = round <= 1 && (head == Head::Language || self.job.reward.model.is_some());
         let start = artifact.objects.iter().map(|object| object.size).filter(|_| has_files).sum();
         let trained = Some(Trained { shape, start });
@@ -148,7 +149,7 @@ mod tests {
         let both = TrainedModels { policy: trained(), reward: trained() };
         let letters = job(|_| ());
         assert!(letters.has_sft());
-        // In fp32, and half of 12 bytes a parameter.
+        // Models in fp32, plus half of the checkpoints' 12 bytes per parameter.
         assert_eq!(both.bytes(&letters, ranks), 3 * 4 * (POLICY + REWARD) + 12 * POLICY / 8 * 4);
         let policy = TrainedModels { policy: trained(), reward: None };
         assert_eq!(policy.bytes(&letters, ranks), 3 * 4 * POLICY + 12 * POLICY / 8 * 4);
@@ -157,7 +158,7 @@ mod tests {
             job.resources = Some(v1::ResourceSpec { checkpoint_seconds: Some(0), ..Default::default() });
             job.policy_step.as_mut().unwrap().save_dtype = "bf16".to_owned();
         });
-        // The start, what SFT makes of it, and the round's.
+        // The start model, the result of SFT, and the round's model.
         assert_eq!(both.bytes(&once, ranks), 1000 + 4 * POLICY + 2 * POLICY + 1000 + 4 * REWARD);
     }
 }

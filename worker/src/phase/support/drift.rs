@@ -1,4 +1,4 @@
-//! Measures drift when a policy's log-probabilities of its own completions are recomputed.
+//! Measures the drift of a policy's log-probabilities of its own completions when they are recomputed.
 
 use foil_common::drift::{KL, MEAN};
 
@@ -6,8 +6,8 @@ use super::records::Sample;
 use crate::evaluate::Drift;
 use crate::phase::{Metrics, PhaseError};
 
-/// Adds the drift between the recorded log-probabilities of completions and the recomputed ones. Completions
-/// of a build that recorded none are skipped.
+/// Adds the drift between the recorded and the recomputed log-probabilities of completions. Completions from
+/// a build that recorded none are skipped.
 ///
 /// # Errors
 /// A completion without one recorded and one recomputed log-probability for each token.

@@ -91,7 +91,7 @@ impl PhaseError {
     }
 
     /// Whether this error destroys the CUDA context (a device-side assertion, an illegal access, ECC,
-    /// NVLink), so that every later call of the process fails too. Out of memory does not.
+    /// NVLink), so that every later call in this process fails too. Out of memory does not.
     pub fn leaves_device_broken(&self) -> bool {
         let message = self.to_string();
         message.contains("CUDA error:") && self.shortage(&message).is_none()
@@ -107,8 +107,8 @@ impl PhaseError {
         Failure { class, message, advice: advice.to_owned(), step, rows, memory: None }
     }
 
-    /// The memory shortage in a library's message. Messages about the store or the user's files are never
-    /// taken for one.
+    /// The memory shortage that a library's message reports. Messages about the store or the user's files
+    /// never count as one.
     fn shortage(&self, message: &str) -> Option<MemoryShortage> {
         match self {
             Self::Object(_) | Self::Rows(_) | Self::Record { .. } | Self::Task(_) => None,
@@ -116,7 +116,7 @@ impl PhaseError {
         }
     }
 
-    /// The step and the rows of a value that is not finite.
+    /// The step and the rows of a non-finite value.
     fn rows(&self) -> (Option<u64>, Vec<String>) {
         match self {
             Self::Train(TrainError::NonFinite { step, rows, .. }) => (Some(*step), rows.clone()),
@@ -184,7 +184,7 @@ fn train_advice(class: FailureClass) -> &'static str {
 }
 
 impl Failure {
-    /// The failure for a panic, into which tch turns libtorch's errors.
+    /// The failure for a panic; tch turns libtorch's errors into panics.
     pub fn of_panic(text: &str) -> Self {
         match oom::parse(text) {
             Some(shortage) => Self::of_memory(shortage, text),
@@ -199,7 +199,7 @@ impl Failure {
 
     fn of_memory(shortage: MemoryShortage, message: &str) -> Self {
         let shortage = crate::memory::with_usage(shortage);
-        // libtorch appends its stack.
+        // libtorch appends its stack trace.
         let cause = message.lines().next().unwrap_or_default();
         Self {
             class: FailureClass::OutOfMemory,

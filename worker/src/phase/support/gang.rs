@@ -1,6 +1,6 @@
 //! The rendezvous of a gang, its training, and the upload of its model.
 
-#![expect(clippy::disallowed_methods, reason = "a crashing rank lets its last report out")]
+#![expect(clippy::disallowed_methods, reason = "a crashing rank waits until its last report is sent")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ use crate::task_io::progress::StepUsage;
 use crate::train::{self, Ended, Objective, StepMetrics, Summary, TrainConfig};
 use foil_common::failpoint;
 
-/// The folder of a model's directory that holds its adapter.
+/// Subdirectory of a model's directory that contains its adapter.
 const ADAPTER: &str = "adapter";
 
 /// Time for a message to reach the coordinator before this process ends.
@@ -34,8 +34,8 @@ const FLUSH_TIME: Duration = Duration::from_millis(500);
 
 /// A trained model, saved on this machine.
 pub(in crate::phase) struct TrainedModel {
-    /// Directory of its files. All ranks write the same, but of those that share files only one writes the
-    /// weights.
+    /// Directory of its files. All ranks write the same files, but among ranks that share files only one
+    /// writes the weights.
     pub(in crate::phase) dir: PathBuf,
     pub(in crate::phase) weights: SavedWeights,
     /// Type in which the weights are saved.
@@ -50,9 +50,9 @@ pub(in crate::phase) enum Trained {
 }
 
 impl TaskContext {
-    /// Trains `parameters` of the objective's model together with the other ranks of the gang. Every step is
-    /// reported. The gang ends with the training, unless the model is in shards: then it is left once the
-    /// model is saved.
+    /// Trains `parameters` of the objective's model together with the other ranks of the gang, and reports
+    /// every step. The gang ends with the training, unless the model is sharded; then it ends once the model
+    /// is saved.
     pub(in crate::phase) fn train(
         &mut self,
         task: &GangTask,
@@ -62,7 +62,7 @@ impl TaskContext {
     ) -> Result<Summary, PhaseError> {
         let mut checkpoints = CheckpointWriter::start(self, task)?;
         if task.rank == 0 {
-            // Before the others can: it writes the model in any case.
+            // Claims before the other ranks can, since this rank writes the model in any case.
             self.cache.claim(&task.key_prefix);
         }
         let gang = self.join(task)?;
@@ -81,13 +81,13 @@ impl TaskContext {
         };
         let ended = train::train(objective, parameters, config, &gang, &mut checkpoints, &mut report)?;
         spans.finish();
-        // Held until the trained model is delivered, or the checkpoint of a stop is written.
+        // Held until the trained model is delivered, or the checkpoint before a stop is written.
         self.busy = checkpoints.finish()?;
         let summary = match ended {
             Ended::Done(summary) => summary,
             Ended::Stopped { step } => {
-                // A checkpoint is committed once every shard is reported, and the first rank that exits ends
-                // the others.
+                // A checkpoint is committed only once every shard is reported, and the first rank that exits
+                // ends the others.
                 gang.shutdown()?;
                 std::thread::sleep(FLUSH_TIME);
                 return Err(PhaseError::Stopped { step });
@@ -108,12 +108,12 @@ impl TaskContext {
         Ok(summary)
     }
 
-    /// Leaves the gang of the phase, if it has not yet.
+    /// Leaves the phase's gang, if it has not left yet.
     pub(in crate::phase) fn leave_gang(&mut self) -> Result<(), PhaseError> {
         Ok(self.gang.take().map_or(Ok(()), Gang::shutdown)?)
     }
 
-    /// Joins the gang: rank 0 listens and reports its address, which the coordinator sends to the others.
+    /// Joins the gang. Rank 0 listens and reports its address, which the coordinator sends to the others.
     fn join(&self, task: &GangTask) -> Result<Gang, PhaseError> {
         failpoint::hit("gang.join")?;
         let prefix = format!("{}/{}", task.phase.name, task.attempt);
@@ -127,7 +127,7 @@ impl TaskContext {
         if world <= 1 {
             return Ok(Gang::single());
         }
-        // NCCL takes its memory beside the allocator, which has just loaded the model through temporary
+        // NCCL allocates its memory outside the allocator, which has just loaded the model through temporary
         // copies.
         crate::phase::release_cached_memory();
         let _span = self.reports.span("rendezvous");
@@ -142,8 +142,8 @@ impl TaskContext {
         Ok(Gang::join(&rendezvous, &config)?)
     }
 
-    /// Waits for rank 0's address in this gang, without a timeout: rank 0 may have much to load. Addresses of
-    /// earlier gangs are ignored.
+    /// Waits for rank 0's address in this gang, without a timeout, because rank 0 may take long to load.
+    /// Addresses of earlier gangs are ignored.
     fn wait_for_rendezvous(&self, task: &GangTask) -> Result<(String, u16), PhaseError> {
         loop {
             let rendezvous = self.rank.rendezvous.recv().map_err(|_| PhaseError::NoRendezvous)?;
@@ -164,8 +164,8 @@ impl TaskContext {
         TrainedText::of(encoder, &files, &self.job.text).map_err(text_error)
     }
 
-    /// Saves the weights of a trained model with `save`: rank 0 writes them, and one rank of each other
-    /// machine.
+    /// Saves the weights of a trained model with `save`. Rank 0 writes them, and so does one rank of every
+    /// other machine.
     pub(in crate::phase) fn save(
         &self,
         task: &GangTask,
@@ -181,7 +181,7 @@ impl TaskContext {
         saved.map_err(model_error(task.work.start()))
     }
 
-    /// Writes the text files that go with a trained model into its `dir`.
+    /// Writes the text files of a trained model to its `dir`.
     pub(in crate::phase) fn save_text(
         &self,
         start: &Artifact,
@@ -191,14 +191,13 @@ impl TaskContext {
         text.write(dir).map_err(|source| PhaseError::Text { artifact: start.name.clone(), source })
     }
 
-    /// The job's seed and the round, from which fresh weights are initialized.
+    /// The job's seed and the round, which determine fresh weights.
     pub(in crate::phase) fn seed_and_round(&self, task: &GangTask) -> (u64, u32) {
         (self.job.seed.into(), task.phase.round)
     }
 
     /// Writes a trained adapter next to its merged model in `dir`. If the start model has a compatible
-    /// adapter, the two are concatenated: an adapter always refers to the model at the start of the
-    /// chain.
+    /// adapter, the two are concatenated: an adapter always refers to the model at the start of the chain.
     pub(in crate::phase) fn save_adapter(
         &mut self,
         start: &Artifact,
@@ -250,7 +249,7 @@ impl TaskContext {
         Ok(self.reports.reading(Activity::Hashing, bytes, || artifact_cache::digest_of(file))?)
     }
 
-    /// Keeps a trained model for the next phase, if that would hold it as training does.
+    /// Keeps a trained model for the next phase, if that phase would hold it in the same form as training.
     fn keep(
         &mut self,
         model: Trained,

@@ -32,7 +32,7 @@ pub(in crate::phase) struct Loaded<M> {
 pub(in crate::phase) type Policy = Loaded<LanguageModel>;
 pub(in crate::phase) type RewardModel = Loaded<model::RewardModel>;
 
-/// The models that are resident.
+/// The resident models.
 #[derive(Default)]
 pub(in crate::phase) struct Models {
     pub(in crate::phase) policies: Residents<LmHead>,
@@ -54,15 +54,15 @@ pub(in crate::phase) struct Residents<H> {
     trained: Option<Trained<H>>,
 }
 
-/// A model that the phase before has trained, as its files have it.
+/// A model trained by the previous phase, equal to its files.
 struct Trained<H> {
     model: Model<H>,
-    /// The hashes of the files that its phase has written, by name.
+    /// The hashes of the files that its phase wrote, by name.
     files: BTreeMap<String, String>,
 }
 
 impl<H> Trained<H> {
-    /// Whether `artifact` has its files, beside text files of the model that it was trained from.
+    /// Whether `artifact` consists of its files and text files of the model that it was trained from.
     fn is(&self, artifact: &Artifact) -> bool {
         let file = |path: &str| artifact.objects.iter().find(|object| object.path == path);
         self.files.iter().all(|(path, hash)| file(path).is_some_and(|found| found.blake3 == *hash))
@@ -83,7 +83,7 @@ impl<H: Head> Residents<H> {
     }
 
     /// Keeps a trained model for the next phase: frees what only training needed, and rounds its parameters
-    /// to what its `files`, of `dtype`, hold of them.
+    /// to the values that its `files`, of `dtype`, store.
     pub(in crate::phase) fn keep_trained(
         &mut self,
         model: Model<H>,
@@ -92,7 +92,7 @@ impl<H: Head> Residents<H> {
     ) -> Result<(), ModelError> {
         foil_torch::autograd::clear_gradients(model.parameters().tensors())?;
         model.parameters().round_to(dtype);
-        // Otherwise loading it says what is wrong.
+        // A model with non-finite values is not kept, so that loading it reports the error.
         self.trained = model.parameters().are_finite().then_some(Trained { model, files });
         Ok(())
     }
@@ -117,7 +117,7 @@ impl<H: Head> Residents<H> {
         Ok(model)
     }
 
-    /// Takes the model of `artifact` out, if it is resident and nobody else uses it.
+    /// Removes and returns the model of `artifact`, if it is resident and has no other users.
     pub(in crate::phase) fn take(
         &mut self,
         loader: &mut Loader<'_>,
@@ -131,8 +131,8 @@ impl<H: Head> Residents<H> {
     }
 }
 
-/// A cache of recently used encoders, by the content of their files. Models change with the phases, but most
-/// have the same tokenizer, and loading a large vocabulary takes a second.
+/// A cache of recently used encoders, keyed by the content of their files. Models change with the phases, but
+/// most have the same tokenizer, and loading a large vocabulary takes a second.
 #[derive(Default)]
 pub(in crate::phase) struct Encoders(VecDeque<(String, Rc<Encoder>)>);
 
@@ -180,7 +180,7 @@ impl Loader<'_> {
         })
     }
 
-    /// A policy with random weights from the job's seed.
+    /// A policy with random weights derived from the job's seed.
     pub(in crate::phase) fn fresh_policy(&mut self, artifact: &Artifact) -> Result<Policy, PhaseError> {
         let (seed, device, holding) = (self.job.seed.into(), self.device, self.holding);
         let checkpointing = self.job.resources.activation_checkpointing;
@@ -190,7 +190,8 @@ impl Loader<'_> {
         })
     }
 
-    /// A reward model. A language model gets a fresh head from the job's seed, the same one in every round.
+    /// A reward model. A language model gets a fresh head derived from the job's seed, the same in every
+    /// round.
     pub(in crate::phase) fn reward_model(&mut self, artifact: &Artifact) -> Result<RewardModel, PhaseError> {
         let (seed, device, holding) = (self.job.seed.into(), self.device, self.holding);
         let checkpointing = self.job.resources.activation_checkpointing;
@@ -205,13 +206,13 @@ impl Loader<'_> {
         })
     }
 
-    /// A reward model from a policy, with the fresh head that reading it would give.
+    /// A reward model from a policy, with the same fresh head as if it were read from files.
     pub(in crate::phase) fn with_fresh_head(&self, policy: Policy) -> RewardModel {
         let Loaded { model, encoder, tokenizer } = policy;
         Loaded { model: model::RewardModel::with_fresh_head(model, self.job.seed.into()), encoder, tokenizer }
     }
 
-    /// A model that this rank has trained, as if it were read from its artifact.
+    /// A model that this rank has trained, equal to the result of reading its artifact.
     fn reopen<H: Head>(
         &mut self,
         artifact: &Artifact,

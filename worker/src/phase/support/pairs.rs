@@ -1,4 +1,4 @@
-//! Encoding of preference pairs from any source for a reward model.
+//! Encodes preference pairs from any source for a reward model.
 
 use std::collections::HashMap;
 
@@ -13,7 +13,7 @@ use super::rows::{Completions, StoredCompletion, encode_each, read, read_prompts
 use crate::phase::{PhaseError, TaskContext};
 use crate::task::{PairSource, RowRange};
 
-/// Whole dialogues of one prompt, one of which is preferred to each of the others.
+/// Whole dialogues of one prompt, one of which is preferred to all others.
 #[derive(Debug)]
 pub(in crate::phase) struct EncodedComparison {
     pub(in crate::phase) row: u64,
@@ -22,9 +22,9 @@ pub(in crate::phase) struct EncodedComparison {
     pub(in crate::phase) chosen: Encoded,
     /// At least one.
     pub(in crate::phase) rejected: Vec<Encoded>,
-    /// The required difference of scores; 0 if the row states none or the job ignores it.
+    /// The required difference of scores; 0 if the row has none or the job ignores it.
     pub(in crate::phase) margin: f64,
-    /// Parts of a benchmark that it belongs to.
+    /// The benchmark parts that it belongs to.
     pub(in crate::phase) groups: Vec<String>,
 }
 
@@ -60,13 +60,13 @@ pub(in crate::phase) fn encode(
     }
 }
 
-/// A cluster of its own.
+/// A cluster of this row alone.
 fn own_cluster(row: u64) -> Cluster {
     Cluster { key: row, is_open: false }
 }
 
-/// The clusters of the rows `range`: pairs of the same prompt form one, which is open if rows outside the
-/// range have that prompt.
+/// The clusters of the rows `range`. Pairs with the same prompt form one cluster, which is open if rows
+/// outside the range have the same prompt.
 fn clusters_by_prompt(all: &[PairRow], range: RowRange) -> Vec<Cluster> {
     let keys: Vec<PromptKey> = all.iter().map(|row| row.prompt().key()).collect();
     let count = |keys: &[PromptKey]| {
@@ -101,7 +101,7 @@ fn human_pair(
     })
 }
 
-/// The golden answer is preferred to every completion.
+/// Comparisons in which the golden answer is preferred to every completion.
 fn against_golden(
     encoder: &DialogueEncoder<'_>,
     row: &GoldenRow,
@@ -119,8 +119,8 @@ fn against_golden(
     })
 }
 
-/// The preferred one of two completions is sampled by their gold rewards, from the job's seed and the row's
-/// id.
+/// Comparisons of two completions. The preferred one is sampled by their gold rewards, using the job's seed
+/// and the row's id.
 fn gold_labeled(
     encoder: &DialogueEncoder<'_>,
     row: &PromptRow,

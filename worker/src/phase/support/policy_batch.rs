@@ -9,12 +9,12 @@ use crate::objective::policy::{FixedLogProbs, Group, GroupLoss, objective_of};
 use crate::phase::{PhaseError, TaskContext};
 use crate::train::CompletionGroup;
 
-/// Prompts with their selected completions, in the tokens that were sampled. Prompts without any are left
-/// out.
+/// Prompts with their selected completions, as the sampled tokens. Prompts without selected completions are
+/// omitted.
 #[derive(Default)]
 pub(in crate::phase) struct PolicyBatch {
     pub(in crate::phase) groups: Vec<CompletionGroup>,
-    /// One loss per group.
+    /// The losses, one per group.
     pub(in crate::phase) losses: Vec<GroupLoss>,
     /// The reward model's rewards of the selected completions.
     pub(in crate::phase) rewards: Vec<f64>,

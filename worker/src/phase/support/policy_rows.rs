@@ -24,8 +24,8 @@ pub(in crate::phase) struct ScoredGroup<'a> {
 }
 
 impl ScoredGroup<'_> {
-    /// The completions as the policy's method sees them. With `select_worst` every reward changes its sign: a
-    /// negative control, with which an honest experiment must fail.
+    /// The completions as input for the policy's method. With `select_worst`, every reward changes its sign.
+    /// This is a negative control: a sound experiment must fail with it.
     pub(in crate::phase) fn scored(&self, job: &spec::Job) -> Vec<ScoredCompletion<'_>> {
         let sign = if job.controls.select_worst { -1.0 } else { 1.0 };
         let completions = self.completions.iter().zip(&self.rewards);
@@ -43,7 +43,7 @@ impl ScoredGroup<'_> {
         objective_of(&job.policy_step.method).select(&self.scored(job))
     }
 
-    /// The prompt and the selected completions, in the tokens that were sampled.
+    /// The prompt and the selected completions, as the sampled tokens.
     pub(in crate::phase) fn encode(
         &self,
         encoder: &DialogueEncoder<'_>,
@@ -71,7 +71,7 @@ pub(in crate::phase) struct PolicyRows {
 type Scores = BTreeMap<(u64, u32), f64>;
 
 impl PolicyRows {
-    /// Reads rows `range` of the prompts. `completions` and `scores` must contain theirs.
+    /// Reads rows `range` of the prompts. `completions` and `scores` must include theirs.
     pub(in crate::phase) fn read(
         context: &mut TaskContext,
         prompts: &Dataset,
@@ -86,7 +86,7 @@ impl PolicyRows {
         })
     }
 
-    /// Every prompt's completions, in the order of rows.
+    /// The completions of every prompt, in row order.
     ///
     /// # Errors
     /// A prompt without completions, or a completion without a score.
@@ -120,7 +120,7 @@ fn missing(object: &str, (row, index): (u64, u32)) -> PhaseError {
 pub(in crate::phase) struct LogProbs(BTreeMap<(u64, u32), FixedLogProbs>);
 
 impl LogProbs {
-    /// Reads the output of a reference log-probabilities phase; empty without one.
+    /// Reads the output of a reference log-probabilities phase. Empty without one.
     pub(in crate::phase) fn read(
         cache: &mut ArtifactCache,
         artifact: Option<&Artifact>,
@@ -137,7 +137,7 @@ impl LogProbs {
         Ok(Self(log_probs))
     }
 
-    /// Those of one completion, one per token if `method` needs them.
+    /// The log-probabilities of one completion, one per token if `method` needs them.
     ///
     /// # Errors
     /// Log-probabilities that are missing, or not one for each of the completion's tokens.

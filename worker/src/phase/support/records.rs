@@ -1,4 +1,4 @@
-//! The records that chunks store as objects and report, in their schema of `proto/foil/v1`.
+//! The records that chunks store as objects and report, in the schemas of `proto/foil/v1`.
 
 pub(in crate::phase) use foil_proto::v1::{
     Calibration as CalibrationRecord, LogProbsBatch, MemoryShortage, Metric, Moments as MomentsRecord,

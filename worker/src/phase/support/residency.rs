@@ -1,4 +1,5 @@
-//! Whether the models of a phase stay on the device together, where training leaves each room alone.
+//! Decides whether the models of a phase stay on the device together, although training leaves room for only
+//! one.
 
 use foil_common::memory::{Estimate, Estimator, ModelShape};
 
@@ -6,8 +7,8 @@ use crate::phase::{PhaseError, TaskContext};
 use crate::task::{Artifact, MapWork};
 
 impl TaskContext {
-    /// Decides it at the phase's first chunk: they stay if the memory plan has room for all of them beside
-    /// the largest part of the phase, so that later chunks find them.
+    /// Decides at the phase's first chunk. The models stay resident if the memory plan has room for all of
+    /// them in addition to the largest part of the phase, so that later chunks find them loaded.
     pub(in crate::phase) fn decide_residency(&mut self, work: &MapWork) -> Result<(), PhaseError> {
         if self.keeps_masters() || self.together.is_some() {
             return Ok(());
@@ -19,7 +20,7 @@ impl TaskContext {
         Ok(())
     }
 
-    /// The phase's memory with all its models; `None` if it has a single one, or shapes cannot be read.
+    /// The phase's memory with all its models; `None` if it has only one, or if shapes cannot be read.
     fn estimate_together(&mut self, work: &MapWork) -> Result<Option<Estimate>, PhaseError> {
         let (policy, reward) = match work {
             MapWork::EvaluatePolicy(work) => (Some(&work.policy), work.reward_model.as_ref()),
@@ -38,7 +39,7 @@ impl TaskContext {
         }))
     }
 
-    /// The shape of a model, without its weights; `None` if its configuration is missing or wrong.
+    /// The shape of a model, read without its weights; `None` if its configuration is missing or invalid.
     pub(in crate::phase) fn shape(&mut self, model: &Artifact) -> Result<Option<ModelShape>, PhaseError> {
         let config = model.objects.iter().find(|object| object.path == "config.json");
         let Some(config) = config else { return Ok(None) };

@@ -1,4 +1,4 @@
-//! Reading of a task's rows and stored completions.
+//! Reads a task's rows and stored completions.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +24,7 @@ pub(in crate::phase) fn read<T: Row>(
     Ok(range.select(all))
 }
 
-/// Reads the record that an object holds.
+/// Reads the record in an object.
 pub(in crate::phase) fn read_record<R: Message + Default>(
     cache: &mut ArtifactCache,
     object: &Object,
@@ -63,7 +63,7 @@ pub(in crate::phase) fn read_prompts(
     }
 }
 
-/// A stored completion, with the fingerprint of the tokenizer of its tokens.
+/// A stored completion, with the fingerprint of the tokenizer that its tokens belong to.
 #[derive(Clone, Debug)]
 pub(in crate::phase) struct StoredCompletion {
     pub(in crate::phase) sample: Sample,
@@ -90,7 +90,7 @@ impl Completions {
         Ok(completions)
     }
 
-    /// The completions of a row. An artifact without any belongs to another data set.
+    /// The completions of a row. If there are none, the artifact belongs to another data set.
     pub(in crate::phase) fn of_prompt(&self, prompt_id: u64) -> Result<&[StoredCompletion], PhaseError> {
         let missing = || PhaseError::Record {
             object: "samples".to_owned(),

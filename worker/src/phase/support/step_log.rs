@@ -1,4 +1,4 @@
-//! Log lines and spans for training steps, thinned out.
+//! Rate-limited log lines and spans for training steps.
 
 #![expect(clippy::disallowed_methods, reason = "throughput is measured")]
 
@@ -8,16 +8,16 @@ use crate::task_io::WorkSpan;
 use crate::task_io::progress::Reporter;
 use crate::train::StepMetrics;
 
-/// Maximum time between two lines.
+/// Maximum time between two log lines.
 const MAX_INTERVAL: Duration = Duration::from_secs(10);
-/// Minimum number of lines per phase.
+/// Minimum number of log lines per phase.
 const PARTS: u64 = 10;
 
 /// Logs a phase's first and last step, one step in each tenth of the phase, and one every ten seconds.
 #[derive(Debug, Default)]
 pub(in crate::phase) struct StepLog {
     written: Option<Instant>,
-    /// Tenth of the phase that the last line was in.
+    /// The tenth of the phase that contained the last line.
     part: u64,
     /// Tokens and seconds since the last line.
     tokens: usize,
@@ -25,8 +25,8 @@ pub(in crate::phase) struct StepLog {
 }
 
 impl StepLog {
-    /// Logs a step if it is due; true if it was. All ranks take the same steps, so only rank 0 logs at level
-    /// INFO.
+    /// Logs a step if it is due, and returns whether it was. All ranks take the same steps, so only rank 0
+    /// logs at level INFO.
     pub(in crate::phase) fn step(&mut self, metrics: &StepMetrics, rank: u32) -> bool {
         let StepMetrics { step, steps, loss, grad_norm, learning_rate, .. } = *metrics;
         if metrics.skipped {
@@ -46,7 +46,7 @@ impl StepLog {
         true
     }
 
-    /// The gang's tokens per second since the last line, if the step is due for one.
+    /// The gang's tokens per second since the last line, if a line is due for this step.
     fn take(&mut self, metrics: &StepMetrics, now: Instant) -> Option<f64> {
         self.tokens += metrics.tokens;
         self.seconds += metrics.seconds;
@@ -77,19 +77,20 @@ impl<'a> StepSpans<'a> {
         Self { reports, first: step + 1, open: reports.span("steps") }
     }
 
-    /// Ends a span with a step that was logged. Steps before the checkpoint are not taken again.
+    /// Ends a span with a step that was logged. Steps before the checkpoint are not repeated, so they have no
+    /// span.
     pub(in crate::phase) fn end(&mut self, step: u64) {
         if step < self.first {
             return;
         }
         self.open.note("foil.step.first", self.first);
         self.open.note("foil.step.last", step);
-        // The next steps begin before the span of these is sent.
+        // Begins the span of the next steps before the span of these is sent.
         self.open = self.reports.span("steps");
         self.first = step + 1;
     }
 
-    /// Ends without a span for what follows the last step.
+    /// Ends without a span for the time after the last step.
     pub(in crate::phase) fn finish(self) {
         self.open.discard();
     }
@@ -99,7 +100,7 @@ impl<'a> StepSpans<'a> {
 mod tests {
     use super::*;
 
-    /// The steps that are logged, with their tokens per second.
+    /// The logged steps, with their tokens per second.
     fn lines(steps: u64, seconds: f64) -> Vec<(u64, f64)> {
         let mut log = StepLog::default();
         let start = Instant::now();

@@ -1,4 +1,4 @@
-//! Models of every kind as the phases produce them, checked by themselves and against transformers.
+//! Models of every kind as the phases produce them, checked on their own and against transformers.
 
 use std::path::PathBuf;
 
@@ -193,7 +193,7 @@ impl Case {
     }
 }
 
-/// Writes an artifact's files as `foil pull` does.
+/// Writes an artifact's files like `foil pull`.
 fn pull(test: &TestRank, artifact: &v1::Artifact, dir: &Path) {
     for object in &artifact.objects {
         let path = dir.join(&object.path);
@@ -218,8 +218,8 @@ fn assert_passed(directory: &str, findings: &[Finding]) {
     assert!(fault.is_none(), "{directory}: {fault:?}");
 }
 
-/// Full and LoRA, fp32 and bf16, tied and untied, padded embeddings; templates, EOS, BOS and pad of the model
-/// and of the job.
+/// Covers full and LoRA training, fp32 and bf16, tied and untied heads, padded embeddings, and templates,
+/// EOS, BOS and pad of the model and of the job.
 #[test]
 fn every_kind_of_result_conforms() {
     let root = tempfile::tempdir().unwrap();

@@ -5,7 +5,7 @@ use foil_common::stats::{GOLD_STEP, REPORT, REWARD_DIFFERENCE, REWARD_STEP, SELE
 
 use super::*;
 
-/// A policy trained on some demonstrations. Each phase stores its model under its own name.
+/// A policy trained on some demonstrations. Each phase stores its model under a different name.
 fn policy(test: &mut TestRank, phase: &str, demonstrations: usize) -> v1::Artifact {
     let sets = letters::generate(17, Counts { sft: demonstrations, golden: 0, prompts: 0, evaluation: 0 });
     let start = test.start_model();
@@ -20,7 +20,7 @@ fn reward_model(test: &mut TestRank, phase: &str, policy: &v1::Artifact, pairs: 
     test.gang(phase, train, policy).0
 }
 
-/// Pairs of 7 prompts, 1 to 7 of each, prompt by prompt, so that chunks of 8 split prompts.
+/// Pairs of 7 prompts, 1 to 7 for each prompt, in prompt order, so that chunks of 8 split prompts.
 fn pairs() -> Vec<PairRow> {
     let prompts = ["abcde", "bcdef", "cdefg", "defgh", "acegh", "bdfha", "hgfed"];
     let mut rows: Vec<PairRow> = (1..)
@@ -84,7 +84,7 @@ fn pairs_of_one_prompt_are_one_cluster_even_across_chunks() {
     let mut test = TestRank::new(letters_job());
     let policy = policy(&mut test, "r00.sft", 64);
     let reward = reward_model(&mut test, "r01.reward.train", &policy, &pairs()[..6]);
-    // Every third pair is swapped, so that the model is right only on some.
+    // Every third pair is swapped, so that the model is right on only some.
     let rows = pairs().into_iter().enumerate();
     let rows: Vec<PairRow> =
         rows.map(|(index, row)| if index % 3 == 1 { swapped(row) } else { row }).collect();
@@ -145,7 +145,7 @@ fn accuracy_is_also_measured_on_the_parts_of_a_benchmark() {
         _ => Vec::new(),
     };
     let rows = pairs().into_iter().enumerate().map(|(index, row)| PairRow { groups: groups(index), ..row });
-    // One of two chunks has no pair of a group.
+    // One of the two chunks has no pair of a group.
     let rows: Vec<PairRow> =
         rows.enumerate().map(|(index, row)| if index % 4 < 2 { swapped(row) } else { row }).collect();
     let (artifact, metrics) = evaluate_reward(&mut test, "r01.reward.evaluate", &reward, &rows, None);
@@ -176,8 +176,8 @@ fn swapped(row: PairRow) -> PairRow {
     PairRow { chosen: row.rejected.clone(), rejected: row.chosen.clone(), ..row }
 }
 
-/// Three policies on the same prompts: metrics equal those of the stored completions, scored by one reward
-/// model.
+/// For three policies on the same prompts, metrics equal those of the stored completions, scored by one
+/// reward model.
 #[test]
 fn policies_are_compared_prompt_by_prompt_under_one_reward_model() {
     let mut job = letters_job();

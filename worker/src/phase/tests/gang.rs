@@ -1,4 +1,4 @@
-//! Gang phases: what ranks report, share and need.
+//! Tests of gang phases: what ranks report, share and need.
 
 use super::*;
 use crate::task::Object;
@@ -34,7 +34,7 @@ fn a_job_that_the_disk_has_no_room_for_fails_before_its_models_are_loaded() {
     let mut start = test.start_model();
     let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/jobs/letters/config.json");
     let mut config: serde_json::Value = serde_json::from_slice(&fs::read(config).unwrap()).unwrap();
-    // 64 layers of almost a terabyte.
+    // 64 layers with almost a terabyte of weights.
     (config["num_hidden_layers"], config["intermediate_size"]) = (64.into(), 262_144.into());
     (config["hidden_size"], config["vocab_size"]) = (262_144.into(), 262_144.into());
     let config = config.to_string();
@@ -53,7 +53,7 @@ fn a_job_that_the_disk_has_no_room_for_fails_before_its_models_are_loaded() {
     assert!(failure.advice.contains("--work-dir"), "{}", failure.advice);
 }
 
-/// Runs SFT as one rank of `world` with a directory on a `host`; `relay` sends rank 0's address to the
+/// Runs SFT as one rank of `world` with a directory on a `host`. `relay` sends rank 0's address to the
 /// others, as the coordinator does.
 fn sft_in_gang(
     host: &Path,
@@ -80,7 +80,7 @@ fn sft_in_gang(
                 match heard.blocking_recv().unwrap().message.unwrap() {
                     Message::Rendezvous(v1::RendezvousOffer { phase, attempt, host, port }) => {
                         let rendezvous = v1::Rendezvous { phase, attempt, host, port };
-                        // One of an earlier gang comes first and must be ignored.
+                        // The address of an earlier gang comes first and must be ignored.
                         let earlier = v1::Rendezvous { attempt: 0, ..rendezvous.clone() };
                         for other in relay {
                             other.send(earlier.clone().try_into().unwrap()).unwrap();
@@ -113,7 +113,7 @@ fn two_ranks_train_together_and_end_with_the_same_parameters() {
     assert_eq!((results[0].objects.len(), results[1].objects.len()), (4, 0));
     let weights = Object::from(results[0].objects[2].clone());
     assert_eq!(weights.key, "a1/model.safetensors");
-    // Rank 0 has written them for both.
+    // Rank 0 wrote them for both.
     let written = |rank: &str| host.join(rank).join("objects").join(&weights.blake3);
     assert!(written("rank-0").exists() && !written("rank-1").exists());
     let store = MemoryObjectStore::default();

@@ -1,4 +1,4 @@
-//! Every phase of a small job, on one rank and without a coordinator: the test leases the chunks.
+//! Runs every phase of a small job on one rank and without a coordinator: the test leases the chunks.
 
 mod conform;
 mod evaluation;
@@ -30,7 +30,7 @@ struct TestRank {
     context: TaskContext,
     objects: MemoryObjectStore,
     messages: UnboundedReceiver<v1::RankMessage>,
-    /// Whether the last task has read a model from its files.
+    /// Whether the last task read a model from its files.
     loaded: bool,
     _rendezvous: Sender<Rendezvous>,
     _dir: TempDir,
@@ -115,7 +115,7 @@ impl TestRank {
         v1::Artifact { name: "start".into(), objects: objects.to_vec(), ..Default::default() }
     }
 
-    /// The last message other than progress and steps.
+    /// The last message that is not progress or a step.
     fn result(&mut self) -> Message {
         let mut last = None;
         self.loaded = false;

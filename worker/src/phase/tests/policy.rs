@@ -10,7 +10,7 @@ use crate::phase::support::dialogue::DialogueEncoder;
 use crate::phase::support::policy_rows::{LogProbs, PolicyRows};
 use crate::task::RowRange;
 
-/// A round up to its scores: 20 prompts with 3 completions each, of which the later ones score higher.
+/// A round up to its scores: 20 prompts with 3 completions each, where later completions score higher.
 struct Round {
     test: TestRank,
     start: v1::Artifact,
@@ -54,7 +54,7 @@ impl Round {
         }
     }
 
-    /// Trains the round's policy by the job's method.
+    /// Trains the round's policy with the job's method.
     fn train(&mut self, reference: Option<v1::Artifact>) -> (v1::Artifact, v1::GangResult) {
         let train = Work::TrainPolicy(v1::TrainPolicy {
             policy: Some(self.policy.clone()),
@@ -106,7 +106,7 @@ fn batch(test: &TestRank, artifact: &v1::Artifact, chunk: usize) -> v1::LogProbs
     v1::LogProbsBatch::decode(test.objects.bytes(&artifact.objects[chunk].key).as_slice()).unwrap()
 }
 
-/// Log-probabilities of the first prompt's completions under `policy`, each computed separately.
+/// Log-probabilities of the first prompt's completions under `policy`, each in a separate pass.
 fn expected(round: &mut Round, policy: &v1::Artifact) -> Vec<Vec<f32>> {
     let prompts = round.prompts.clone().unwrap().try_into().unwrap();
     let (completions, scores) = (round.samples.clone().into(), round.scores.clone().into());
@@ -145,7 +145,7 @@ fn dpo_gets_the_reference_log_probs_of_its_pairs() {
     }
 }
 
-/// Any policy other than the one that generated the completions drifts.
+/// Checks that any policy other than the one that generated the completions drifts.
 #[test]
 fn drift_distinguishes_the_policy_that_generated_the_completions() {
     let mut round = Round::new(method("dpo"));
@@ -183,7 +183,7 @@ fn samples_without_a_log_probability_for_each_token_are_an_error() {
     edit(&mut round, &|log_probs| log_probs.push(0.0));
     let error = run(&mut round).unwrap_err();
     assert!(error.contains("recorded log-probabilities") && error.contains("of row"), "{error}");
-    // Older builds recorded none.
+    // Older builds recorded no log-probabilities.
     edit(&mut round, &Vec::clear);
     run(&mut round).unwrap();
 }
@@ -210,7 +210,7 @@ fn policy_gradients_get_old_log_probs_and_with_a_kl_penalty_the_reference() {
         assert_near(&sample.old_log_probs, old_policy);
     }
     assert!(value(&metrics, "drift_mean") < 1e-5, "{metrics:?}");
-    // The same policy in both roles is computed once.
+    // If both roles have the same policy, it is computed once.
     let (same, _) = round.ref_log_probs(&round.work(Some(&policy), Some(&policy)));
     assert!(
         batch(&round.test, &same, 0)
@@ -262,8 +262,8 @@ fn missing_log_probs_are_an_error() {
     assert!(LogProbs::default().of(&sample(0), &Method::Rejection(Rejection)).is_ok());
 }
 
-/// Trains by the method that `edit` makes of the job; gives the phase's metrics and how much more likely the
-/// policy has made the best answers than the worst, in nats per prompt.
+/// Trains with the method of the job that `edit` changes. Returns the phase's metrics and how much more
+/// likely the policy has made the best answers than the worst, in nats per prompt.
 fn trained(edit: impl FnOnce(&mut v1::JobSpec)) -> (Vec<v1::Metric>, f64) {
     let mut round = Round::new(|job| {
         let step = job.policy_step.get_or_insert_default();
@@ -289,7 +289,7 @@ fn trained(edit: impl FnOnce(&mut v1::JobSpec)) -> (Vec<v1::Metric>, f64) {
     (result.metrics, change)
 }
 
-/// One setting of the policy step.
+/// Edits one setting of the policy step.
 fn step(edit: impl Fn(&mut v1::PolicyStepSpec)) -> impl Fn(&mut v1::JobSpec) {
     move |job| edit(job.policy_step.get_or_insert_default())
 }
@@ -345,7 +345,7 @@ fn under_select_worst_every_method_learns_the_opposite() {
         });
         assert!(change < 0.0, "{method}: {change}");
         if method == "rejection" {
-            // Where the worst of three is blank, the next one is selected.
+            // If the worst of three is blank, the next one is selected.
             assert!(value(&metrics, "selected_reward_mean") < 1.0);
         }
     }

@@ -1,4 +1,4 @@
-//! Models that stay resident from one phase to the next are those that their files hold.
+//! Models that stay resident from one phase to the next are equal to their files.
 
 use super::*;
 use crate::model::{Head, Model};
@@ -41,7 +41,7 @@ fn train_reward(test: &mut TestRank, start: &v1::Artifact) -> (v1::Artifact, v1:
     test.gang("r01.reward.train", Work::TrainReward(work), start)
 }
 
-/// Asserts that a kept model is the one that is read from its artifact, bit for bit, and has no gradients.
+/// Asserts that a kept model equals the one read from its artifact, bit for bit, and has no gradients.
 fn assert_as_loaded<H: Head>(test: &mut TestRank, artifact: &v1::Artifact, kept: &Model<H>) {
     let dir = test.context.cache.directory(&Artifact::from(artifact.clone())).unwrap();
     let loaded = Model::<H>::load(&dir, Device::Cpu).unwrap();
@@ -94,7 +94,7 @@ fn training_takes_a_resident_start_model() {
     let (_, expected) = train_reward(&mut other, &policy);
     assert!(other.loaded);
     assert_eq!(result.parameters_blake3, expected.parameters_blake3);
-    // Training has changed it: the policy is another one now.
+    // Training has changed it, so the policy differs.
     let fresh = test.context.policy(&Artifact::from(policy.clone())).unwrap();
     assert_as_loaded(&mut test, &policy, &fresh.model);
 }
@@ -116,7 +116,7 @@ fn a_kept_model_is_told_apart_by_its_files() {
     let mut test = TestRank::new(letters_job());
     let policy = sft(&mut test);
     let (reward, _) = train_reward(&mut test, &policy);
-    // The weights of the one with the configuration of the other are neither.
+    // The weights of one with the configuration of the other match neither.
     let mut mixed = Artifact::from(reward.clone());
     let weights = |artifact: &v1::Artifact| {
         let object = artifact.objects.iter().find(|object| object.path == "model.safetensors").unwrap();

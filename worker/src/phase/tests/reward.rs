@@ -1,10 +1,10 @@
-//! Reward models, and the settings of their pairs.
+//! Tests of reward models and the settings of their pairs.
 
 use foil_common::data::rows::{PairRow, Prompt, assign_ids};
 
 use super::*;
 
-/// The loss of the first step on pairs with margin 2, when a fresh head scores everything near 0.
+/// The loss of the first step on pairs with margin 2, when a fresh head's scores are all near 0.
 fn first_loss(margins: bool) -> f64 {
     let mut job = letters_job();
     let loss = v1::BradleyTerrySpec { margin: margins, ..Default::default() };

@@ -14,8 +14,8 @@ use super::artifact_cache::{ObjectError, ObjectStore};
 use super::progress::Reporter;
 use crate::task::Object;
 
-/// The Artifacts service as an object store. Blocks its caller, which must not be a thread of the runtime.
-/// Uses a connection of its own, so that transfers do not delay messages of the session.
+/// The Artifacts service as an object store. Blocks its caller, which must not be a thread of the runtime. It
+/// uses a separate connection, so that transfers do not delay messages of the session.
 #[derive(Clone)]
 pub(crate) struct Transfer {
     runtime: Handle,
@@ -29,7 +29,7 @@ impl Transfer {
         Self { runtime, channel, writer, reports }
     }
 
-    /// Reports `bytes` as they move.
+    /// Reports `bytes` as they are transferred.
     fn moved(&self, activity: Activity, bytes: u64) -> Moved {
         self.reports.expect(activity, bytes);
         let reports = self.reports.clone();

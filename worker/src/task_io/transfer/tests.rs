@@ -101,7 +101,7 @@ async fn a_slow_download_is_reported_as_it_moves() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_upload_is_reported_as_it_moves() {
-    // More than fits a connection's flow-control window.
+    // Exceeds a connection's flow-control window.
     let (transfer, object, mut received) = slow(16 * DATA_BYTES).await;
     let upload = move || transfer.upload(&object.key, vec![7; 16 * DATA_BYTES]);
     tokio::task::spawn_blocking(upload).await.unwrap().unwrap();

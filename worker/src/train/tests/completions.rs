@@ -1,4 +1,4 @@
-//! Policies trained on groups of completions: the packed, chunked gradient equals that of separate forward
+//! Trains policies on groups of completions: the packed, chunked gradient equals that of separate forward
 //! passes.
 
 use foil_common::spec::{
@@ -51,7 +51,7 @@ fn groups() -> Vec<CompletionGroup> {
     ]
 }
 
-/// log p of a completion's tokens in a forward pass of its own, with autograd's own gradient.
+/// log p of a completion's tokens in a separate forward pass, with autograd's own gradient.
 fn log_probs_of(model: &LanguageModel, prompt: &[u32], completion: &[u32]) -> Tensor {
     let ids = [prompt, completion].concat();
     let batch = PackedBatch::from_sequences(&[&ids], Device::Cpu).unwrap();
@@ -63,7 +63,7 @@ fn log_probs_of(model: &LanguageModel, prompt: &[u32], completion: &[u32]) -> Te
     logits.log_softmax(-1, Kind::Float).gather(1, &targets, false).squeeze_dim(1)
 }
 
-/// Log-probabilities near the policy's, so that ratios are on both sides of the clip.
+/// Log-probabilities near the policy's, so that ratios are on both sides of the clip range.
 fn fixed(model: &LanguageModel, group: &CompletionGroup) -> Vec<FixedLogProbs> {
     let numbers =
         |completion| Vec::<f32>::try_from(log_probs_of(model, &group.prompt, completion).detach()).unwrap();
@@ -76,7 +76,7 @@ fn fixed(model: &LanguageModel, group: &CompletionGroup) -> Vec<FixedLogProbs> {
     fixed.collect()
 }
 
-/// Each group's completions that the method reads, and their loss.
+/// The completions of each group that the method reads, and their loss.
 fn losses(
     model: &LanguageModel,
     method: &Method,

@@ -1,4 +1,4 @@
-//! Training in shards is training with whole parameters.
+//! Training with shards is equal to training with whole parameters.
 
 use std::path::Path;
 
@@ -29,13 +29,13 @@ pub(super) struct Case {
 
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct How {
-    /// Holds whole parameters with a sharded optimizer rather than shards.
+    /// Whether to hold whole parameters with a sharded optimizer rather than shards.
     pub(super) zero1: bool,
     pub(super) reward: bool,
     pub(super) bf16: bool,
     pub(super) checkpointing: bool,
     pub(super) lora: bool,
-    /// Maximum tokens of a micro-batch.
+    /// Maximum number of tokens of a micro-batch.
     pub(super) budget: usize,
     pub(super) batch: usize,
 }
@@ -55,7 +55,7 @@ struct Outcome {
     parameters: Tensor,
 }
 
-/// Shapes that no number of ranks divides, with biases, norms of heads, and tied embeddings or a head.
+/// Shapes that no number of ranks divides, with biases, head norms, and tied embeddings or a separate head.
 fn random_config(random: &mut ChaCha8Rng) -> Value {
     let family = ["llama", "qwen2", "qwen3"][random.random_range(0..3)];
     json!({
@@ -94,7 +94,7 @@ pub(super) fn case() -> Case {
     Case { seed, demonstrations, pairs: pairs.collect(), dir }
 }
 
-/// Whole for a gang of one and with ZeRO-1, in shards otherwise.
+/// Whole for a gang of one and with ZeRO-1; in other cases sharded.
 pub(super) fn holding(gang: &Gang, how: How) -> Holding {
     match gang.world() {
         world if world > 1 && !how.zero1 => {
@@ -225,7 +225,7 @@ fn shards_take_the_same_steps_as_whole_parameters() {
         (4, false, true, 6),
         (3, false, false, 2),
     ] {
-        // Ranks have other numbers of micro-batches, and with a batch of 2 one of three has none.
+        // Ranks have different numbers of micro-batches, and with a batch of 2 one of three ranks has none.
         let how = How { reward, checkpointing, budget: 25, batch, ..How::default() };
         assert_same_training(world, how, 1e-4);
     }
@@ -239,7 +239,7 @@ fn adapters_of_models_in_shards_take_the_same_steps() {
     }
 }
 
-/// Embeddings, a head and their gradients are rounded too, other than with whole masters.
+/// Unlike with whole masters, embeddings, a head and their gradients are rounded too.
 #[test]
 fn shards_in_bf16_come_near_whole_parameters() {
     for (world, reward, checkpointing, lora) in
@@ -262,7 +262,7 @@ fn checkpointing_in_shards_changes_no_bits() {
     }
 }
 
-/// An objective of which one rank can only take micro-batches of `capacity` tokens.
+/// An objective for which one rank can only take micro-batches of `capacity` tokens.
 struct LimitedMemory<'a> {
     inner: Demonstrations<'a>,
     capacity: usize,
@@ -293,7 +293,7 @@ impl Objective for LimitedMemory<'_> {
     }
 }
 
-/// The others do not wait for a rank whose rehearsal fails.
+/// Checks that other ranks do not wait for a rank whose rehearsal fails.
 #[test]
 fn a_rank_that_runs_out_of_memory_makes_all_micro_batches_smaller() {
     let case = case();

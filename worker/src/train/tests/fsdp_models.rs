@@ -1,4 +1,4 @@
-//! Models in shards: what a rank holds of them, and how they are read and written.
+//! Tests of sharded models: what a rank holds of them, and how they are read and written.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ use crate::model::{
     DecoderConfig, Holding, LanguageModel, PackedBatch, Precision, SaveDtype, ShardPlacement,
 };
 
-/// A model with a head, whose parameters take most of the memory.
+/// A model with a head whose parameters take most of the memory.
 fn heavy() -> Value {
     json!({
         "model_type": "llama", "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 6, "head_dim": 16,
@@ -25,13 +25,13 @@ fn heavy() -> Value {
     })
 }
 
-/// The peak of a rank that loads the model and takes two steps.
+/// The peak memory of a rank that loads the model and takes two steps.
 fn peak(gang: &Gang, dir: &Path, rows: &[Demonstration], how: How) -> u64 {
     let memory = CpuMemory::count().unwrap();
     let how = How { checkpointing: true, budget: 1000, batch: rows.len(), ..how };
     let model = LanguageModel::load_held(dir, Device::Cpu, holding(gang, how)).unwrap();
     let model = model.with_checkpointing(true);
-    // Temporary buffers of loading do not count as the steps' memory.
+    // Excludes temporary buffers of loading from the memory of the steps.
     memory.reset_peak();
     train_all(gang, how, &Demonstrations::new(&model, rows, how.precision()), model.trainable());
     memory.peak()
@@ -156,6 +156,6 @@ fn phases_that_do_not_train_hold_the_compute_precision() {
     };
     let (found, expected) = tch::no_grad(|| (logits(&model), logits(&whole)));
     let distance = ((&found - &expected).norm() / expected.norm()).double_value(&[]);
-    // Embeddings are rounded as well.
+    // Embeddings are rounded too.
     assert!(distance < 5e-2, "seed {}: {distance}", case.seed);
 }

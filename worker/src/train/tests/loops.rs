@@ -1,4 +1,4 @@
-//! Training phases against PyTorch loops over the same models and rows.
+//! Compares training phases with PyTorch loops over the same models and rows.
 
 use foil_common::spec::{Normalization, Optimizer, Schedule, Sharding};
 use serde_json::Value;

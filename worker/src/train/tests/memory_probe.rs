@@ -1,4 +1,4 @@
-//! The micro-batch size is reduced to what fits in memory, equally on all ranks, before the first step.
+//! Checks that the micro-batch size is reduced to fit in memory, equally on all ranks, before the first step.
 
 use std::cell::RefCell;
 

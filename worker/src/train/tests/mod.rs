@@ -1,4 +1,5 @@
-//! Training against PyTorch, with other splits of a batch, from checkpoints, and with non-finite losses.
+//! Tests of training: against PyTorch, with different splits of a batch, from checkpoints, and with
+//! non-finite losses.
 
 mod completions;
 mod fsdp;

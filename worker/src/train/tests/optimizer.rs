@@ -1,4 +1,4 @@
-//! AdamW, clipping and schedules against `torch.optim.AdamW`, `clip_grad_norm_` and transformers'
+//! Compares AdamW, clipping and schedules with `torch.optim.AdamW`, `clip_grad_norm_` and transformers'
 //! `get_scheduler`.
 
 use foil_common::spec::{Schedule, ScheduleKind};
@@ -62,7 +62,7 @@ fn moments_and_weights_match_pytorch() {
         for (parameter, row) in parameters.iter().zip(rows) {
             assert!(max_difference(parameter, &row["end"]) < 1e-6, "{} {}", case["kind"], row["name"]);
         }
-        // Those that decay (o_proj), then the others, each in the order of their names.
+        // Parameters that decay (o_proj), then the others, each in name order.
         for ((mean, square), index) in adamw.moments().zip([2, 0, 1, 3]) {
             assert!(max_difference(mean, &rows[index]["exp_avg"]) < 1e-6);
             assert!(max_difference(square, &rows[index]["exp_avg_sq"]) < 1e-6);

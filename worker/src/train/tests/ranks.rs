@@ -1,5 +1,5 @@
-//! The gradient does not depend on how a global batch is split into micro-batches and over ranks, which are
-//! processes.
+//! Checks that the gradient does not depend on how a global batch is split into micro-batches and over ranks,
+//! which are processes.
 
 use std::path::Path;
 use std::process::{Child, Command};
@@ -33,11 +33,11 @@ struct Role {
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Work {
-    /// Trains on pairs rather than demonstrations.
+    /// Whether to train on pairs rather than demonstrations.
     reward: bool,
     batch: usize,
     budget: usize,
-    /// Also clips gradients.
+    /// Whether to shard the optimizer; this also clips gradients.
     zero1: bool,
 }
 
@@ -214,8 +214,8 @@ fn a_process_without_rows_takes_the_same_steps() {
     ranks.iter().for_each(|rank| assert_same_training(rank, &whole));
 }
 
-/// The shortest row, which determines the reducer's buckets, and the last micro-batch may have no response
-/// tokens.
+/// Neither the shortest row, which determines the reducer's buckets, nor the last micro-batch need have
+/// response tokens.
 #[test]
 fn rows_without_response_tokens_reach_all_parameters() {
     let mut rows = demonstrations(&fixture("loops.json")["demonstrations"]);

@@ -1,4 +1,4 @@
-//! Training that resumes from a checkpoint is bitwise equal to training that was not interrupted.
+//! Checks that training resumed from a checkpoint is bitwise equal to uninterrupted training.
 
 use std::path::{Path, PathBuf};
 
@@ -15,8 +15,7 @@ use crate::collective::Gang;
 use crate::collective::testing::in_threads;
 use crate::model::{Holding, Precision, RewardModel, ShardPlacement};
 
-/// Writes a file for each shard; requests checkpoints after the steps `checkpoints`, and to stop after
-/// `stop`.
+/// Writes a file for each shard. Requests checkpoints after the steps `checkpoints`, and a stop after `stop`.
 struct Folder<'a> {
     dir: &'a Path,
     rank: usize,
@@ -55,9 +54,9 @@ impl Checkpointer for Folder<'_> {
 #[derive(Clone, Copy, Default)]
 struct Plan<'a> {
     checkpoints: &'a [u64],
-    /// The last rank requests to stop after this step.
+    /// The step after which the last rank requests a stop.
     stop: Option<u64>,
-    /// Resumes from the checkpoint of this step and number of ranks.
+    /// The step and the number of ranks of the checkpoint to resume from.
     from: Option<(u64, usize)>,
 }
 
@@ -138,7 +137,7 @@ fn resumed_training_is_bitwise_equal_to_uninterrupted_training() {
         let whole = run_all(world, sharding, dir.path(), Plan::default());
         let Ended::Done(summary) = &whole[0].ended else { panic!("{:?}", whole[0]) };
         assert!(summary.steps >= 8);
-        // Saving checkpoints changes nothing, and one rank's request to stop stops all.
+        // Saving checkpoints changes nothing, and a stop request from one rank stops all.
         let stopping = Plan { checkpoints: &[2], stop: Some(5), ..Plan::default() };
         for rank in run_all(world, sharding, dir.path(), stopping) {
             assert_eq!(rank.ended, Ended::Stopped { step: 5 });

@@ -1,4 +1,4 @@
-//! Single steps: normalization, and losses that are not finite.
+//! Tests of single steps: normalization and non-finite losses.
 
 use foil_common::spec::{BradleyTerry, Normalization, OnNonfinite, Optimizer, RewardLoss, Wgan};
 use tch::{Device, Kind, no_grad};

@@ -1,4 +1,4 @@
-//! Training with a sharded optimizer is training with a whole one.
+//! Training with a sharded optimizer is equal to training with a whole one.
 
 use std::path::Path;
 use std::time::Instant;
@@ -20,7 +20,7 @@ fn a_sharded_optimizer_takes_the_same_steps_as_a_whole_one() {
     for (world, reward, checkpointing, batch) in
         [(2, false, false, 6), (3, true, false, 6), (4, false, true, 6), (3, false, false, 2)]
     {
-        // Ranks have other numbers of micro-batches, and with a batch of 2 one of three has none.
+        // Ranks have different numbers of micro-batches, and with a batch of 2 one of three ranks has none.
         let how = How { zero1: true, reward, checkpointing, budget: 25, batch, ..How::default() };
         assert_same_training(world, how, 1e-4);
     }
@@ -34,7 +34,7 @@ fn a_sharded_optimizer_of_adapters_takes_the_same_steps() {
     }
 }
 
-/// Masters are fp32, but may round to another bf16 number where sums round differently.
+/// Masters are fp32, but may round to a different bf16 number where sums round differently.
 #[test]
 fn a_sharded_optimizer_in_bf16_comes_near_a_whole_one() {
     for (reward, checkpointing, lora) in [(false, true, false), (true, false, false), (true, true, true)] {
@@ -49,7 +49,7 @@ fn zeros(shape: &[i64]) -> Tensor {
 
 #[test]
 fn each_rank_has_the_moments_of_its_shard() {
-    // Both in the first layer, the second one from element 64 on: shards of 64 elements.
+    // Both are in the first layer, the second one from element 64 on: shards of 64 elements.
     let named = || {
         let named = [("model.layers.0.a", vec![7, 1]), ("model.layers.0.b", vec![40, 1])];
         Parameters::from_named(named.map(|(name, shape)| (name.to_owned(), zeros(&shape))).into())
@@ -65,7 +65,7 @@ fn each_rank_has_the_moments_of_its_shard() {
     assert_eq!(moments, [part(0, 64), part(1, 40)]);
 }
 
-/// Parameters are moved, not copied.
+/// Checks that parameters are moved, not copied.
 #[test]
 fn gradients_and_a_shard_of_the_moments_are_all_that_it_adds() {
     let added = in_threads(2, |gang| {
@@ -80,7 +80,8 @@ fn gradients_and_a_shard_of_the_moments_are_all_that_it_adds() {
         (added, model.parameters().count(), model.parameters().tensors().len())
     });
     for (added, elements, tensors) in added {
-        // Gradients, and half of two moments; each parameter is padded to 64 elements, all its tensors count.
+        // Gradients and half of two moments. Each parameter is padded to 64 elements, and all its tensors
+        // count.
         let (least, padding) = (8 * elements as u64, 12 * 64 * tensors as u64);
         assert!((least..least + padding).contains(&added), "{added} bytes for {elements} elements");
     }

@@ -64,7 +64,7 @@ class Checkpoint : public torch::autograd::Function<Checkpoint> {
     }
     auto grads = torch::autograd::grad(results, leaves, upstream, /*retain_graph=*/false, /*create_graph=*/false,
                                        /*allow_unused=*/true);
-    // One for the closure, then one for each input.
+    // One for the closure and one for each input.
     variable_list input_grads(1 + saved.size());
     for (std::size_t i = 0, next = 0; i < saved.size(); ++i) {
       if (needs_grad[i]) {

@@ -1,4 +1,4 @@
-// A value with gradients that are already computed.
+// A value with precomputed gradients.
 
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -21,10 +21,10 @@ class PresetGradients : public torch::autograd::Function<PresetGradients> {
 
   static variable_list backward(AutogradContext* ctx, variable_list gradients) {
     const auto scaled = [&](const char* name) {
-      // Taken out, so that it is freed as soon as it is accumulated, not with the graph.
+      // Removed from the context, so that it is freed once it is accumulated rather than with the graph.
       auto gradient = ctx->saved_data.at(name).toTensor();
       ctx->saved_data.erase(name);
-      // Used once, so no copy: it may be as large as the embeddings.
+      // Used once, so no copy is needed; it may be as large as the embeddings.
       return gradient.defined() ? gradient.mul_(gradients[0]) : gradient;
     };
     return {{}, scaled("a"), {}, scaled("b"), {}};

@@ -1,4 +1,4 @@
-// Whole parameters that lie flat in units, as do their gradients, and of which each rank updates a part (ZeRO stage 1).
+// Whole parameters and their gradients, laid out flat in units; each rank updates a part (ZeRO stage 1).
 
 #include "flat.h"
 
@@ -37,7 +37,7 @@ struct FlatParameters::Inner {
   std::vector<c10::intrusive_ptr<c10d::Work>> sums;
   std::shared_ptr<Trace> trace = std::make_shared<Trace>();
 
-  // Gradients are views that would keep their units' memory.
+  // The gradients are views, which would keep the memory of their units.
   ~Inner() { discard_gradients(); }
 
   at::Tensor own_part(const at::Tensor& flat) const {
@@ -61,7 +61,7 @@ struct FlatParameters::Inner {
       return;
     }
     if (!gradient.is_alias_of(unit.gradients)) {
-      // The step's first, which autograd stored without a copy; later ones are added in place.
+      // The step's first gradient, which autograd stored without a copy. Later ones are added in place.
       unit.views[number].copy_(gradient);
       gradient = unit.views[number];
     }
@@ -71,7 +71,7 @@ struct FlatParameters::Inner {
     }
   }
 
-  // All ranks send in the order of units, whatever the order in which they complete them.
+  // All ranks send the units in order, regardless of the order in which they complete them.
   void send_complete() {
     while (sent < units.size() && units[sent].complete()) {
       send();
@@ -105,7 +105,7 @@ struct FlatParameters::Inner {
   std::int64_t finish_reduction() {
     at::NoGradGuard no_grad;
     reducing = false;
-    // Units that only earlier micro-batches have reached.
+    // Units reached only by earlier micro-batches.
     for (auto index = sent; index < units.size(); ++index) {
       const auto& parameters = units[index].parameters;
       const auto missed = [](const at::Tensor& parameter) { return !parameter.grad().defined(); };
@@ -182,7 +182,7 @@ std::unique_ptr<at::Tensor> FlatParameters::add_unit(const TensorList& list, rus
     const auto values = place(unit.values);
     values.copy_(parameter);
     parameter.set_data(values);
-    // A parameter that was made as a view of another tensor would keep that one's memory.
+    // A parameter created as a view of another tensor would keep that tensor's memory.
     parameter.unsafeGetTensorImpl()->set_autograd_meta(nullptr);
     parameter.set_requires_grad(true);
     unit.parameters.push_back(parameter);
@@ -209,7 +209,7 @@ void FlatParameters::gather() const {
   for (auto& unit : inner->units) {
     works.push_back(inner->group->_allgather_base(unit.values, unit.shard));
     if (unit.values.is_cpu()) {
-      // Gloo gathers into a copy, of which there is one at a time.
+      // Gloo gathers into a copy, so only one copy exists at a time.
       inner->wait(std::exchange(works, {}));
     }
   }

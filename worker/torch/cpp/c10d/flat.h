@@ -1,4 +1,4 @@
-// Shared code of flat units of parameters, whole or in shards.
+// Shared code for flat units of parameters, whole or sharded.
 #pragma once
 
 #include <ATen/ops/empty.h>
@@ -11,8 +11,8 @@
 
 namespace foil {
 
-// A tensor on `storage`, which may be empty now and is allocated before use. It has a version counter of its own, so
-// that writing through it invalidates nothing that autograd has saved.
+// A tensor on `storage`, which may be empty for now and is allocated before use. It has its own version counter, so
+// that writing to it does not invalidate tensors that autograd has saved.
 inline at::Tensor on_storage(const c10::Storage& storage, at::ScalarType kind, at::IntArrayRef sizes,
                              std::int64_t offset) {
   const auto like = at::empty({0}, at::TensorOptions().dtype(kind).device(storage.device()));
@@ -22,7 +22,8 @@ inline at::Tensor on_storage(const c10::Storage& storage, at::ScalarType kind, a
   return tensor;
 }
 
-// Calls `work` whenever a backward pass has accumulated the gradient of `parameter`, while the returned node lives.
+// Calls `work` whenever a backward pass has accumulated the gradient of `parameter`, until the returned node is
+// destroyed.
 inline std::shared_ptr<torch::autograd::Node> after_accumulation(const at::Tensor& parameter,
                                                                  std::function<void()> work) {
   using torch::autograd::variable_list;
@@ -35,7 +36,7 @@ inline std::shared_ptr<torch::autograd::Node> after_accumulation(const at::Tenso
   return accumulator;
 }
 
-// A sum of flat gradients over the ranks in flight, of which each rank gets its part.
+// A sum of flat gradients over the ranks that is in flight; each rank receives its part.
 struct ReduceScatter {
   c10::intrusive_ptr<c10d::Work> work;
   at::Tensor flat;  // [world * length]; changed by the sum
@@ -44,7 +45,7 @@ struct ReduceScatter {
   static ReduceScatter begin(c10d::ProcessGroup& group, const at::Tensor& flat, const at::Tensor& part) {
     ReduceScatter sum{nullptr, flat, part};
     if (flat.is_cpu()) {
-      // Gloo's reduce-scatter is an all-reduce of a copy.
+      // Gloo's reduce-scatter is an all-reduce on a copy.
       std::vector<at::Tensor> tensors{flat};
       sum.work = group.allreduce(tensors);
     } else {
@@ -53,7 +54,7 @@ struct ReduceScatter {
     return sum;
   }
 
-  // This rank's part of the sum, once the work is done.
+  // This rank's part of the sum, available once the work is done.
   const at::Tensor& result(std::int64_t rank) {
     if (flat.is_cpu() && !part.is_alias_of(flat)) {
       part.copy_(flat.narrow(0, rank * part.numel(), part.numel()));

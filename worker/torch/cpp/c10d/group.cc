@@ -7,8 +7,8 @@
 #ifdef FOIL_NCCL
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 
-// All that this program calls in CUDA's half of libtorch, bound weakly: without that half, as in an image for CPUs, it
-// starts all the same.
+// All symbols of libtorch's CUDA libraries that this program calls. They are bound weakly, so that it also starts
+// without those libraries, as in a CPU image.
 __asm__(".weak _ZN4c10d16ProcessGroupNCCL7OptionsC1Eb");
 __asm__(
     ".weak "
@@ -93,7 +93,7 @@ c10::intrusive_ptr<c10d::Backend> nccl_backend(const c10::intrusive_ptr<c10d::St
                                                Milliseconds timeout) {
   TORCH_CHECK(at::hasCUDA(), "CUDA's half of libtorch is not installed");
   auto options = c10d::ProcessGroupNCCL::Options::create(/*is_high_priority_stream=*/true);
-  // NCCL's watchdog ends a process whose bucket hangs; collectives that are polled return their error before that.
+  // NCCL's watchdog ends a process whose bucket hangs. Polled collectives return their error before that.
   options->timeout = timeout + std::chrono::seconds(30);
   options->global_ranks_in_group = all_ranks(world);
   return c10::make_intrusive<c10d::ProcessGroupNCCL>(with_prefix(store, "nccl"), rank, world, options);
@@ -118,8 +118,8 @@ std::unique_ptr<Group> new_group(const Store& store, std::int32_t rank, std::int
 #ifdef FOIL_NCCL
     const auto backend = nccl_backend(base, rank, world, timeout);
     process_group->setBackend(at::kCUDA, Kind::NCCL, backend);
-    // Otherwise NCCL connects at the first collective and takes its memory, which is not the allocator's, when training
-    // has filled the device.
+    // Otherwise NCCL connects at the first collective. Its memory is outside the allocator, and by then training has
+    // filled the device.
     backend->eagerConnectSingleDevice(at::Device(at::kCUDA, 0));
 #else
     TORCH_CHECK(false, "this build has no NCCL");
@@ -169,7 +169,7 @@ void Group::reduce_scatter_sum(const at::Tensor& output, const at::Tensor& input
 }
 
 // Calls the backend directly: ProcessGroup's barrier keeps a process-wide tensor, which groups in several threads would
-// assign and free at the same time.
+// assign and free concurrently.
 void Group::barrier() const { inner->group->getBackend(at::kCPU)->barrier()->wait(); }
 
 void Group::shutdown() const { inner->group->shutdown(); }

@@ -1,4 +1,4 @@
-// The c10d objects behind the handles that Rust holds.
+// The c10d objects behind the handles of the Rust side.
 #pragma once
 
 #include <chrono>
@@ -17,13 +17,13 @@ struct Store::Inner {
   std::uint16_t port = 0;
 };
 
-// Adds to the time for which this thread has waited for collectives of tensors on the CPU.
+// Adds to the time that this thread has spent waiting for collectives of CPU tensors.
 void add_wait(std::chrono::steady_clock::duration time);
 
 // Waits on the host until `work` is done, at most for `timeout`.
 void wait_for(const c10::intrusive_ptr<c10d::Work>& work, const at::Device& device, Milliseconds timeout);
 
-// Waits for all of `works`, in the order in which they began; for those of a GPU at once, as its stream orders them.
+// Waits for all of `works` in the order in which they began. On a GPU one wait suffices, since its stream orders them.
 void wait_for_all(const std::vector<c10::intrusive_ptr<c10d::Work>>& works, const at::Device& device,
                   Milliseconds timeout);
 

@@ -37,7 +37,7 @@ struct Reducer::Inner {
   std::shared_ptr<c10d::Reducer> reducer;
   std::vector<at::Tensor> parameters;
   std::shared_ptr<Trace> trace = std::make_shared<Trace>();
-  // When the last bucket was sent. Autograd's threads write it only while a backward pass runs.
+  // Time at which the last bucket was sent. Autograd's threads write it only while a backward pass runs.
   std::shared_ptr<Clock::time_point> last_sent = std::make_shared<Clock::time_point>();
 
   ~Inner() {
@@ -83,7 +83,7 @@ void Reducer::backward(const at::Tensor& loss) const {
   prepare();
   const auto begin = Clock::now();
   run_backward(loss);
-  // The last bucket is sent when all gradients are there: what follows is the wait for the sums.
+  // The last bucket is sent once all gradients are computed; the rest of the time is the wait for the sums.
   if (inner->parameters.front().is_cpu() && *inner->last_sent > begin) {
     add_wait(Clock::now() - *inner->last_sent);
   }

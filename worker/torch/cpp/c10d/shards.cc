@@ -1,4 +1,4 @@
-// Parameters held in shards by the ranks of a group (ZeRO stage 3): gathered before use, gradients reduced to shards.
+// Parameters sharded over the ranks of a group (ZeRO stage 3): gathered before use, with gradients reduced to shards.
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -17,7 +17,7 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Frees the memory of a storage to which others, such as a finished collective, may still refer.
+// Frees the memory of a storage that others, such as a finished collective, may still reference.
 void free_memory(const c10::Storage& storage) {
   auto* impl = storage.unsafeGetStorageImpl();
   impl->set_data_ptr_noswap(c10::DataPtr(nullptr, impl->device()));
@@ -48,7 +48,7 @@ struct Unit {
   }
 };
 
-// The sum of a unit's gradients in flight.
+// The sum of a unit's gradients that is in flight.
 struct Reduction {
   std::size_t unit = 0;
   ReduceScatter sum;
@@ -82,7 +82,7 @@ struct ShardStore::Inner {
     allocate(unit);
     const auto local = unit.shard.detach().to(unit.kind);
     if (!group) {
-      // Rehearsals take the memory of a gathered unit, without other ranks and with values that mean nothing.
+      // A rehearsal allocates the memory of a gathered unit without other ranks; the values are meaningless.
       on_storage(unit.storage, unit.kind, {world, unit.length()}, 0).copy_(local.unsqueeze(0).expand({world, -1}));
       unit.gathered = true;
       return;
@@ -125,7 +125,7 @@ struct ShardStore::Inner {
     }
   }
 
-  // Called for each parameter of a unit whose gradient is accumulated.
+  // Called for each parameter of a unit when its gradient has been accumulated.
   void accumulated(std::size_t index) {
     auto& unit = units[index];
     if (++unit.reached == unit.parameters.size()) {
@@ -183,7 +183,7 @@ struct Handle : torch::CustomClassHolder {
   std::shared_ptr<ShardStore::Inner> store;
 };
 
-// The identity, whose backward gathers a unit again for the backward pass of what was computed with it.
+// The identity. Its backward gathers a unit again for the backward pass of the computation that used it.
 class GatherInBackward : public torch::autograd::Function<GatherInBackward> {
  public:
   static variable_list forward(AutogradContext* ctx, c10::intrusive_ptr<Handle> handle, std::int64_t unit,

@@ -14,7 +14,7 @@
 
 namespace foil {
 
-// Autograd may call from its own threads, so everything is guarded by a lock, also while nothing is traced.
+// Autograd may call from its own threads, so a lock guards everything, even while nothing is traced.
 class Trace : public std::enable_shared_from_this<Trace> {
  public:
   enum class EventKind : std::uint8_t { Gradient = 0, Sent = 1, Summed = 2 };
@@ -35,8 +35,8 @@ class Trace : public std::enable_shared_from_this<Trace> {
     clear();
   }
 
-  // At parameter `pause_at`, the backward pass waits for all buckets in flight. The lock is released meanwhile, so that
-  // other threads can send.
+  // At parameter `pause_at`, the backward pass waits for all buckets in flight. The lock is released during the wait,
+  // so that other threads can send.
   void gradient(std::int64_t parameter) {
     InFlight in_flight;
     {

@@ -1,4 +1,4 @@
-// Rotary attention over packed sequences, several of which may share a prefix, and over a cache: this crate's own
+// Rotary attention over packed sequences, some of which may share a prefix, and over a cache, with this crate's own
 // loops.
 
 #include "attention.h"
@@ -118,8 +118,8 @@ std::vector<SegmentGroup> segment_groups(const Segments& segments) {
   return found;
 }
 
-// Runs `work` for every segment. Groups share no rows, so each belongs to one thread; within a group, segments come in
-// order. A group's products are small: threads that take whole groups never wait for one another.
+// Runs `work` for every segment. Groups share no rows, so each belongs to one thread; within a group, segments run in
+// order. A group's products are small, and threads with whole groups never wait for each other.
 template <typename Work>
 void for_each_segment(const Segments& segments, Work&& work) {
   auto all = segment_groups(segments);
@@ -145,7 +145,7 @@ void for_each_segment(const Segments& segments, Work&& work) {
   });
 }
 
-// q: [tokens, heads, head_dim], rotated and scaled; k, v: [tokens, kv_heads, head_dim]; gives q's shape.
+// q: [tokens, heads, head_dim], rotated and scaled; k, v: [tokens, kv_heads, head_dim]. Returns q's shape.
 at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Segments& segments) {
   auto out = at::empty_like(q);
   for_each_segment(segments, [&](const std::int64_t* s) {
@@ -161,7 +161,7 @@ class Attention : public torch::autograd::Function<Attention> {
  public:
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                             const at::Tensor& cos, const at::Tensor& sin, const Segments& segments) {
-    // Always in fp32: scores rounded to bf16 would be most of a bf16 model's error, and products this small are not
+    // Always in fp32: scores rounded to bf16 would cause most of a bf16 model's error, and products this small are not
     // faster in bf16.
     auto rotated_q = rotate_heads(q, cos, sin, scale_of(q), at::kFloat);
     auto rotated_k = rotate_heads(k, cos, sin, 1.0f, at::kFloat);
@@ -172,7 +172,7 @@ class Attention : public torch::autograd::Function<Attention> {
     return attend(rotated_q, rotated_k, values, segments).to(q.scalar_type());
   }
 
-  // Scores are recomputed rather than kept: one more product, but no memory that grows with length².
+  // Scores are recomputed rather than kept: this costs one more product, but no memory that grows with length².
   static variable_list backward(AutogradContext* ctx, variable_list gradients) {
     const auto saved = ctx->get_saved_variables();
     const auto &q = saved[0], &k = saved[1], &v = saved[2], &cos = saved[3], &sin = saved[4];
@@ -180,7 +180,7 @@ class Attention : public torch::autograd::Function<Attention> {
     const auto kind = static_cast<at::ScalarType>(ctx->saved_data["kind"].toInt());
     const auto grad = gradients[0].to(at::kFloat).contiguous();
     auto grad_q = at::empty_like(q);
-    // A prefix accumulates gradients of all segments that attend to it.
+    // A prefix accumulates the gradients of all segments that attend to it.
     auto grad_k = at::zeros(k.sizes(), k.options());
     auto grad_v = at::zeros(v.sizes(), v.options());
     for_each_segment(segments, [&](const std::int64_t* s) {
@@ -204,7 +204,7 @@ class Attention : public torch::autograd::Function<Attention> {
   }
 
  private:
-  // Adds [kv_heads, prefix + length, head_dim] to the rows it belongs to.
+  // Adds [kv_heads, prefix + length, head_dim] to the corresponding rows.
   static void accumulate(const at::Tensor& grad, const at::Tensor& into, const std::int64_t* s) {
     auto rows = grad.transpose(0, 1);
     if (s[3] > 0) {

@@ -31,10 +31,10 @@ at::Tensor with_prefix(const at::Tensor& x, const std::int64_t* segment) {
   return at::cat(parts, 0).transpose(0, 1);
 }
 
-// Both halves turn at once. `sin` is [tokens, half], or
-// [tokens, 2, half] with the first half's sign changed already.
+// Rotates both halves in one operation. `sin` is [tokens, half], or [tokens, 2, half] with the sign of the first half
+// already changed.
 at::Tensor rotate_with_aten(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
-  // With gradients in fp32, so that those of both terms are added before they are rounded.
+  // With gradients in fp32, so that both terms are added before rounding.
   const auto from = at::GradMode::is_enabled() ? x.to(at::kFloat) : x;
   const auto halves = from.view({x.size(0), x.size(1), 2, -1});
   const auto turned = sin.dim() == 3 ? sin : at::stack({-sin, sin}, 1);
@@ -47,8 +47,8 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Rows of `x`, [rows, …], each as often as segments attend to it. The gradient is summed in fp32 and rounded once; that
-// of index_select is summed in x's own kind, and a prefix shared by many completions would lose most of it.
+// Rows of `x`, [rows, …], each repeated for every segment that attends to it. The gradient is summed in fp32 and
+// rounded once. index_select would sum it in x's kind, and a prefix shared by many completions would lose most of it.
 class GatherRows : public torch::autograd::Function<GatherRows> {
  public:
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& rows) {
@@ -72,8 +72,8 @@ struct PackedAttention {
   std::int64_t max_q_len = 0, max_k_len = 0;
 };
 
-// `index` holds the ends of the segments' queries and keys, [segments + 1], int32 each, and, if any segment has a
-// prefix, the rows of the keys, int64.
+// `index` contains the ends of the segments' queries and of their keys, [segments + 1], int32 each. If any segment has
+// a prefix, it also contains the rows of the keys, int64.
 PackedAttention packed_attention(const at::Tensor& k, const at::Tensor& v, const Segments& segments,
                                  const std::vector<at::Tensor>& index) {
   PackedAttention packed{k, v, index.at(0), index.at(1)};
@@ -96,7 +96,7 @@ at::Tensor flash_attention(const at::Tensor& q, const PackedAttention& packed) {
   return std::get<0>(result);
 }
 
-// Memory-efficient attention, which takes fp32 too, but no heads that share keys.
+// Memory-efficient attention, which also supports fp32, but not heads that share keys.
 at::Tensor efficient_attention(const at::Tensor& q, const PackedAttention& packed) {
   constexpr std::int64_t kCausalFromBottomRight = 2;  // sdp::CustomMaskType
   const std::int64_t groups = q.size(1) / packed.k.size(1);
@@ -111,19 +111,19 @@ at::Tensor efficient_attention(const at::Tensor& q, const PackedAttention& packe
   return std::get<0>(result).squeeze(0);
 }
 
-// Whether the flash attention kernel supports these queries; called directly, it does not pad heads.
+// Whether the flash attention kernel supports these queries. A direct call does not pad heads.
 bool fits_flash(const at::Tensor& q) {
   const bool half = q.scalar_type() == at::kBFloat16 || q.scalar_type() == at::kHalf;
   return q.is_cuda() && half && q.size(2) % 8 == 0 && q.size(2) <= 256;
 }
 
-// Whether the memory-efficient kernel does: rows must begin at a multiple of 16 bytes.
+// Whether the memory-efficient kernel supports these queries: rows must begin at a multiple of 16 bytes.
 bool fits_efficient(const at::Tensor& q) {
   return q.is_cuda() && q.size(2) * static_cast<std::int64_t>(q.element_size()) % 16 == 0;
 }
 
-// One call of scaled dot-product attention per segment, for heads that neither kernel supports, and on the path of
-// other devices on the CPU.
+// One call of scaled dot-product attention per segment, for heads that neither kernel supports, and when the CPU takes
+// the path of other devices.
 at::Tensor attend_per_segment(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Segments& segments) {
   std::vector<at::Tensor> parts;
   for (std::size_t i = 0; i < segments.size(); i += 4) {
@@ -161,7 +161,7 @@ std::unique_ptr<at::Tensor> decode_by_flash(const at::Tensor& q, const at::Tenso
   at::NoGradGuard no_grad;
   const auto& tensors = index.inner->tensors;
   TORCH_CHECK(tensors.size() == 3, "decoding by flash attention needs the ends of queries and keys, and the lengths");
-  // The kernel packs the query heads that share a key head, and reads a slot only as far as it is used.
+  // The kernel packs the query heads that share a key head, and reads only the used part of a slot.
   const auto result = at::_flash_attention_forward(
       q, keys.flatten(0, 1), values.flatten(0, 1), tensors[0], tensors[1], /*max_q=*/1, /*max_k=*/keys.size(1),
       /*dropout_p=*/0.0, /*is_causal=*/false, /*return_debug_mask=*/false, /*scale=*/std::nullopt,

@@ -1,4 +1,4 @@
-// Rows of an embedding matrix that is held in another kind than fp32.
+// Rows of an embedding matrix whose kind is not fp32.
 
 #include <ATen/ops/embedding_dense_backward.h>
 #include <ATen/ops/index_select.h>
@@ -12,7 +12,7 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// The gradient of a token that occurs often is a sum of many terms, which bf16 would lose: it is summed in fp32.
+// The gradient of a frequent token is a sum of many terms, which bf16 would lose, so it is summed in fp32.
 class WideEmbedding : public torch::autograd::Function<WideEmbedding> {
  public:
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& weight, const at::Tensor& ids) {

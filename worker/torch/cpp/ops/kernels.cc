@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstring>
 
-// The loader picks the widest variant that the processor has.
+// The loader picks the widest variant that the processor supports.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define FOIL_VARIANTS __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
@@ -24,7 +24,7 @@ FOIL_INLINE float load(const Bf16* at) {
 }
 
 FOIL_INLINE void store(float* at, float value) { *at = value; }
-// Rounds to nearest, ties to even; a NaN stays one.
+// Rounds to nearest, ties to even. A NaN stays a NaN.
 FOIL_INLINE void store(Bf16* at, float value) {
   std::uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
@@ -33,7 +33,7 @@ FOIL_INLINE void store(Bf16* at, float value) {
 }
 
 // eˣ to 2 ulp, in a form that compilers vectorize: 2ⁿ · p(r) with x = n·ln 2 + r and p Cephes' minimax polynomial.
-// Below −87 it gives e⁻⁸⁷, which is lost in any sum of probabilities.
+// Below −87 it returns e⁻⁸⁷, which is negligible in any sum of probabilities.
 FOIL_INLINE float exponential(float x) {
   x = std::min(std::max(x, -87.0f), 88.0f);
   const float n = __builtin_rintf(x * 1.44269504088896341f);
@@ -238,8 +238,8 @@ FOIL_INLINE std::uint64_t mix(std::uint64_t z) {
 // Columns checked together; one in a few hundred tokens needs the exact check.
 constexpr std::int64_t kColumns = 16;
 
-// A token whose (1 − u)/p is not below the best −ln(u)/p so far has lost, since 1 − u ≤ −ln(u). A lower bound of 1 − u
-// from its first 32 bits and an upper bound of p in fp32 show that for nearly all; the others are computed in fp64.
+// A token loses if its (1 − u)/p is not below the best −ln(u)/p so far, since 1 − u ≤ −ln(u). A lower bound of 1 − u
+// from its first 32 bits and an upper bound of p in fp32 rule out nearly all tokens; the others are computed in fp64.
 template <typename T>
 FOIL_INLINE void column_exponential_race_of(const T* logits, std::int64_t first, std::int64_t tokens,
                                             std::int64_t columns, double temperature, const float* max,

@@ -1,7 +1,7 @@
 // Fused loops over rows in host memory, for the operations of a layer between its matrix products.
 //
-// Values are `float` or bfloat16 in memory; all arithmetic is fp32. Each function works on one row or one head and
-// knows nothing of tensors or threads, so its result depends only on its arguments.
+// Values are `float` or bfloat16 in memory; all arithmetic is fp32. Each function works on one row or one head and is
+// independent of tensors and threads, so its result depends only on its arguments.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@ float rms_norm(const float* x, const Bf16* delta, const float* weight, float eps
                Bf16* out);
 
 // Adds to `weight_grad` and writes grad_x = rstd · (grad · weight − x̂ · mean(grad · weight · x̂)) + grad_residual
-// (which may be null), with x̂ = residual · rstd; the same values also to `delta_grad` if that is not null.
+// (which may be null), with x̂ = residual · rstd. Writes the same values to `delta_grad` if that is not null.
 void rms_norm_backward(const float* grad, const float* grad_residual, const float* residual, const float* weight,
                        float rstd, std::int64_t width, float* grad_x, float* delta_grad, float* weight_grad);
 void rms_norm_backward(const Bf16* grad, const float* grad_residual, const float* residual, const float* weight,
@@ -46,7 +46,7 @@ void rotate(const Bf16* in, const float* cos, const float* sin, float scale, std
 void softmax(float* row, std::int64_t valid, std::int64_t width);
 void softmax(Bf16* row, std::int64_t valid, std::int64_t width);
 
-// In place: grad = p · (grad − Σ p · grad), for p a row of softmax's output.
+// In place: grad = p · (grad − Σ p · grad), where p is a row of softmax's output.
 void softmax_backward(const float* p, float* grad, std::int64_t width);
 void softmax_backward(const Bf16* p, Bf16* grad, std::int64_t width);
 
@@ -57,7 +57,7 @@ void attend(const float* query, const float* keys, const float* values, std::int
 void attend(const float* query, const Bf16* keys, const Bf16* values, std::int64_t length, std::int64_t width,
             float* scores, float* out);
 
-// Maximum of each column over `tokens` rows of `columns` values, and the first row that has it.
+// Maximum of each column over `tokens` rows of `columns` values, and the first row with that value.
 void column_max(const float* logits, std::int64_t tokens, std::int64_t columns, float* max, std::int64_t* token);
 void column_max(const Bf16* logits, std::int64_t tokens, std::int64_t columns, float* max, std::int64_t* token);
 
@@ -66,8 +66,8 @@ void column_exp_sums(const float* logits, std::int64_t tokens, std::int64_t colu
 void column_exp_sums(const Bf16* logits, std::int64_t tokens, std::int64_t columns, const float* max, float* sum);
 
 // Samples one token for each column from softmax(logits / temperature), among tokens [first, first + tokens), which
-// start at `logits`: the token of minimal −ln(u)/p, where 1 − u is the column's noise at that token. `max` are the
-// columns' maxima over all tokens. A time below `best_time` replaces it and `token`.
+// start at `logits`: the token with the smallest −ln(u)/p, where 1 − u is the column's noise at that token. `max`
+// contains the columns' maxima over all tokens. A time below `best_time` replaces it and `token`.
 void column_exponential_race(const float* logits, std::int64_t first, std::int64_t tokens, std::int64_t columns,
                              double temperature, const float* max, const std::uint64_t* keys, double* best_time,
                              std::int64_t* token);

@@ -1,4 +1,4 @@
-// Log-probabilities of given tokens, and the gradient of any function of them, without a second tensor of logits.
+// Log-probabilities of given tokens and the gradient of any function of them, without a second logits tensor.
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
@@ -48,8 +48,8 @@ void log_prob_gradient(const at::Tensor& logits, const at::Tensor& log_sum_exp, 
   at::NoGradGuard no_grad;
   auto into = logits;
   if (!has_kernel(logits)) {
-    // In at least fp32 and rounded once, as in the CPU's loop: in bf16, 1 − p of a confident token is a difference of
-    // two values near 1 with 8 bits each, and cancels completely.
+    // Computed in at least fp32 and rounded once, as in the CPU's loop. In bf16, 1 − p of a confident token is a
+    // difference of two values near 1 with 8 bits each, and cancels completely.
     const auto wide = logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
     auto gradient = into.to(wide);
     gradient.sub_(log_sum_exp.unsqueeze(1)).exp_().mul_(-upstream.unsqueeze(1));

@@ -1,4 +1,4 @@
-// RMSNorm with the residual addition before it, and SwiGLU: forward and backward, each in one pass on the CPU.
+// RMSNorm with the preceding residual addition, and SwiGLU: forward and backward, each in one pass on the CPU.
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
@@ -17,7 +17,8 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Rows per partial sum of the weight's gradient: fixed, so that rounding does not depend on the number of threads.
+// Rows per partial sum of the weight's gradient. The number is fixed, so that rounding does not depend on the number of
+// threads.
 constexpr std::int64_t kBlock = 64;
 
 class RmsNorm : public torch::autograd::Function<RmsNorm> {

@@ -1,4 +1,4 @@
-// Matrix products with weights that are packed once for many products.
+// Matrix products with weights that are packed once and used many times.
 
 #include <ATen/Context.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -11,7 +11,7 @@
 namespace foil {
 namespace {
 
-// oneDNN's operations, registered by a libtorch that is built with oneDNN; null otherwise.
+// oneDNN's operations, which a libtorch built with oneDNN registers; null if it was built without.
 template <typename Signature>
 const c10::TypedOperatorHandle<Signature>* operation(const char* name) {
   static const auto found = [&]() -> std::optional<c10::TypedOperatorHandle<Signature>> {
@@ -28,7 +28,7 @@ using Linear = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optio
 const auto* reorder() { return operation<Reorder>("mkldnn::_reorder_linear_weight"); }
 const auto* linear() { return operation<Linear>("mkldnn::_linear_pointwise"); }
 
-// libtorch refuses oneDNN's products in bf16 on CPUs without AVX-512, where ATen's own are used.
+// libtorch rejects oneDNN's bf16 products on CPUs without AVX-512; ATen's products are used there.
 bool computes(at::ScalarType kind) {
 #if defined(__x86_64__)
   static const bool has_bf16 =
@@ -68,7 +68,7 @@ std::unique_ptr<at::Tensor> packed_linear(const at::Tensor& x, const at::Tensor&
 std::unique_ptr<at::Tensor> linear_by_output(const at::Tensor& weight, const at::Tensor& x) {
   at::NoGradGuard no_grad;
   if (has_onednn(weight)) {
-    // The large matrix as the input, the small one as the weight: only the small one is reordered.
+    // The large matrix is the input and the small one the weight, so that only the small one is reordered.
     return std::make_unique<at::Tensor>(product(weight.contiguous(), x.contiguous(), std::nullopt));
   }
   return std::make_unique<at::Tensor>(at::linear(weight, x));

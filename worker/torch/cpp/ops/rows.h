@@ -1,4 +1,4 @@
-// Helpers between tensors and the loops of kernels.h.
+// Helpers that connect tensors with the loops of kernels.h.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -29,7 +29,7 @@ T* data(const at::Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
 }
 
-// Whether `tensor` is handled by this crate's own loops; otherwise ATen's operations are used, as on other devices.
+// Whether `tensor` is handled by this crate's own loops. If not, ATen's operations are used, as on other devices.
 bool uses_cpu_kernels(const at::Tensor& tensor);
 
 // Rows per parallel task, so that a task takes at least some microseconds.

@@ -8,8 +8,8 @@
 namespace foil {
 namespace {
 
-// Tokens per part of the vocabulary: few enough parts that merging them costs nothing, enough to keep many threads
-// busy.
+// Tokens per part of the vocabulary: large enough that merging parts costs almost nothing, small enough to keep many
+// threads busy.
 constexpr std::int64_t kPart = 2048;
 
 struct ColumnBest {
@@ -24,7 +24,7 @@ struct ColumnStats {
   std::vector<double> sum;
 };
 
-// Takes the better values of `other`; of equals, the earlier part (this one) stays.
+// Adopts the better values of `other`. Of equals, the earlier part (this one) is kept.
 template <typename Better>
 void merge(ColumnBest& best, const ColumnBest& other, Better&& better) {
   for (std::size_t i = 0; i < best.value.size(); ++i) {
@@ -82,7 +82,7 @@ ColumnBest sample_columns(const T* logits, std::int64_t tokens, std::int64_t row
                           const ColumnBest& max, const std::uint64_t* keys) {
   const std::vector<float> maxima(max.value.begin(), max.value.end());
   const std::int64_t parts = (tokens + kPart - 1) / kPart;
-  // The likeliest token's time bounds the race of every part from the start.
+  // The time of the likeliest token bounds the race of every part from the start.
   ColumnBest start{std::vector<double>(static_cast<std::size_t>(rows), INFINITY), max.token};
   for (std::int64_t row = 0; row < rows; ++row) {
     const std::int64_t token = max.token[static_cast<std::size_t>(row)];

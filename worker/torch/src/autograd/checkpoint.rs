@@ -8,12 +8,12 @@ use crate::ffi::{self, Computation, list, tensors};
 
 /// Runs `function` on `inputs` and keeps only the inputs for the backward pass, which runs it again.
 ///
-/// `inputs` must contain every tensor that may require a gradient, weights included; captured tensors get
-/// none. `function` is first called without gradients, then with them in the backward pass, perhaps on
-/// another thread.
+/// `inputs` must contain every tensor that may require a gradient, including weights; captured tensors get no
+/// gradient. `function` is first called without gradients, then with gradients in the backward pass, possibly
+/// on another thread.
 ///
 /// # Errors
-/// Errors of `function` as text, also from the backward pass; [`Error::Torch`] if libtorch fails.
+/// Errors of `function` as text, including those from the backward pass; [`Error::Torch`] if libtorch fails.
 pub fn checkpoint<E: std::fmt::Display>(
     inputs: &[Tensor],
     function: impl Fn(&[Tensor]) -> std::result::Result<Vec<Tensor>, E> + Send + 'static,

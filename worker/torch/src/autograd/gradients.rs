@@ -13,8 +13,8 @@ pub fn backward(loss: &Tensor) -> Result<()> {
     ffi::run_backward(ffi::native(loss)).during("backward")
 }
 
-/// Whether operations are recorded for a backward pass now: in a checkpointed computation, whether it runs
-/// again in the backward pass.
+/// Whether operations are currently recorded for a backward pass. In a checkpointed computation, this means
+/// that the backward pass is repeating it.
 pub fn grad_enabled() -> bool {
     ffi::grad_enabled()
 }
@@ -23,7 +23,7 @@ pub fn grad_enabled() -> bool {
 pub fn zero_loss(parameters: &[Tensor]) -> Tensor {
     let zeros: Vec<Tensor> = parameters
         .iter()
-        // The sum over no elements is 0 even if the parameter contains infinities.
+        // A sum over no elements is 0 even if the parameter contains infinities.
         .map(|parameter| parameter.reshape([-1]).narrow(0, 0, 0).sum(Kind::Float))
         .collect();
     Tensor::stack(&zeros, 0).sum(Kind::Float)
@@ -38,8 +38,8 @@ pub fn zero_gradients(parameters: &[Tensor]) -> Result<()> {
     ffi::zero(&ffi::list(&gradients)).during("clearing gradients")
 }
 
-/// Sets the gradients of `parameters` to undefined, so that the next backward pass stores its own without a
-/// sum or a copy.
+/// Sets the gradients of `parameters` to undefined, so that the next backward pass stores its gradients
+/// without a sum or a copy.
 ///
 /// # Errors
 /// [`Error::Torch`], which should not happen.

@@ -1,4 +1,4 @@
-//! Autograd: backward passes, activation checkpointing, and values with gradients of their own.
+//! Autograd: backward passes, activation checkpointing, and values with precomputed gradients.
 
 mod checkpoint;
 mod gradients;

@@ -1,4 +1,4 @@
-//! A value with gradients that are already computed.
+//! A value with precomputed gradients.
 
 use tch::Tensor;
 
@@ -8,8 +8,8 @@ use crate::ffi::{self, native, owned};
 /// A scalar equal to `value` whose gradients with respect to `a` and `b` are the given ones times the
 /// upstream gradient.
 ///
-/// For losses whose gradients are computed together with their value. It can be differentiated only once,
-/// since the given gradients are consumed.
+/// For losses whose gradients are computed along with their value. It can be differentiated only once, since
+/// this consumes the given gradients.
 ///
 /// # Errors
 /// [`Error::Torch`], which should not happen.

@@ -1,4 +1,4 @@
-//! Whole parameters of which each rank of a group updates a part: ZeRO stage 1 (Rajbhandari et al. 2020).
+//! Whole parameters, of which each rank of a group updates a part: ZeRO stage 1 (Rajbhandari et al. 2020).
 
 use cxx::UniquePtr;
 use tch::Tensor;
@@ -9,19 +9,18 @@ use crate::autograd::backward;
 use crate::error::{During, Error, Result};
 use crate::ffi::{self, list, owned};
 
-/// Parameters that lie one after the other in units, as do their gradients.
+/// Parameters laid out flat in units, and their gradients.
 ///
 /// The parameters and, once backward has computed them, their gradients are views of a unit's two flat
-/// tensors, so that collectives work in place: nothing is laid out for them, nor copied back. A unit's
-/// gradients are summed over the ranks as soon as the backward pass has all of them; the units are summed in
-/// the order in which they were added, which should be that of the backward pass, and is the same on all
-/// ranks.
+/// tensors. Collectives therefore work in place, without copies into or out of buffers. A unit's gradients
+/// are summed over the ranks as soon as the backward pass has computed all of them. Units are summed in the
+/// order in which they were added, which should be that of the backward pass, and is the same on all ranks.
 pub struct FlatParameters {
     inner: UniquePtr<ffi::FlatParameters>,
 }
 
 impl FlatParameters {
-    /// Without units. Without a group there is one rank, whose gradients are the sums.
+    /// Creates it without units. Without a group there is one rank, whose gradients are the sums.
     ///
     /// # Errors
     /// [`Error::Torch`] if memory is short.
@@ -35,11 +34,10 @@ impl FlatParameters {
     }
 
     /// Moves `parameters`, fp32 leaves on one device that require gradients, into a flat tensor of `length`
-    /// elements per rank; they stay the same tensors with the same values. `offsets` are their first
-    /// elements. Returns this rank's part of the flat tensor, a view: `[length]`.
+    /// elements per rank. They stay the same tensors with the same values. `offsets` are the indices of their
+    /// first elements. Returns this rank's part of the flat tensor, a view: `[length]`.
     ///
-    /// # Errors
-    /// [`Error::Argument`] without parameters, or for another number of offsets; [`Error::Torch`] for a
+    /// [`Error::Argument`] without parameters, or for a wrong number of offsets; [`Error::Torch`] for a
     /// parameter of another kind or beyond the end, or if memory is short.
     pub fn add_unit(&self, parameters: &[Tensor], offsets: &[i64], length: i64) -> Result<Tensor> {
         const OPERATION: &str = "adding a unit of flat parameters";
@@ -50,9 +48,9 @@ impl FlatParameters {
         Ok(owned(self.inner.add_unit(&list(parameters), offsets, length).during(OPERATION)?))
     }
 
-    /// Runs backward of the step's last micro-batch, or of none on a rank without rows, and sums the
-    /// gradients of all micro-batches over the ranks. Each unit's part then has this rank's part of the sum
-    /// as its gradient; those of parameters mean nothing.
+    /// Runs backward of the step's last micro-batch, or nothing on a rank without rows, and sums the
+    /// gradients of all micro-batches over the ranks. Afterwards the gradient of each unit's part is this
+    /// rank's part of the sum; gradients of parameters are meaningless.
     ///
     /// # Errors
     /// [`Error::Unreduced`] if a parameter has no gradient; [`Error::Timeout`] and [`Error::PeerLost`] if a
@@ -67,8 +65,8 @@ impl FlatParameters {
         }
     }
 
-    /// [`FlatParameters::reduce`] with a trace of its events, in which parameters are numbered in the order
-    /// in which they were added, and units are buckets. See [`super::Reducer::trace`] for `pause_at`.
+    /// Like [`FlatParameters::reduce`], with a trace of its events. Parameters are numbered in the order in
+    /// which they were added, and units are buckets. See [`super::Reducer::trace`] for `pause_at`.
     ///
     /// # Errors
     /// Errors of [`FlatParameters::reduce`].
@@ -81,7 +79,7 @@ impl FlatParameters {
         Ok(TraceEvent::read(&flat))
     }
 
-    /// Gives the parameters of all ranks the values that each rank's parts have now.
+    /// Updates the parameters on all ranks to the current values of each rank's parts.
     ///
     /// # Errors
     /// [`Error::Timeout`] and [`Error::PeerLost`] if a peer fails.
@@ -89,7 +87,7 @@ impl FlatParameters {
         self.inner.gather().during("all-gather of parameters")
     }
 
-    /// Drops all gradients, also those of a backward pass that failed.
+    /// Drops all gradients, including those of a failed backward pass.
     ///
     /// # Errors
     /// [`Error::Torch`], which should not happen.

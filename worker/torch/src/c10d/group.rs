@@ -9,13 +9,13 @@ use super::store::{Store, milliseconds};
 use crate::error::{During, Error, Result};
 use crate::ffi;
 
-/// Whether this build supports NCCL. It does not tell whether there is a GPU.
+/// Whether this build supports NCCL. This does not imply that there is a GPU.
 pub fn nccl_built() -> bool {
     cfg!(foil_nccl)
 }
 
-/// Time for which this thread has waited so far for other ranks in collectives of tensors on the CPU. Those
-/// of tensors on a GPU are not in it: the device waits for them, while the host continues.
+/// Time that this thread has spent waiting for other ranks in collectives of CPU tensors. It excludes
+/// collectives of GPU tensors: the device waits for those, while the host continues.
 pub fn waited() -> Duration {
     Duration::from_nanos(ffi::waited_nanoseconds())
 }
@@ -27,7 +27,7 @@ pub struct ProcessGroupConfig {
     pub rank: usize,
     /// Number of processes in the group.
     pub world: usize,
-    /// Timeout for peers, at the rendezvous and in every collective.
+    /// Timeout for peers, for the rendezvous and for every collective.
     pub timeout: Duration,
     /// A host name or IP address of this machine that its peers can reach. Gloo binds its sockets there.
     pub address: String,
@@ -35,21 +35,21 @@ pub struct ProcessGroupConfig {
 
 /// A fixed set of processes that issue the same collectives in the same order.
 ///
-/// Sums have the same bits on every rank. Dropping a group waits for its collectives in flight, at most for
-/// its timeout; other ranks may drop theirs at any time after their last collective has finished.
+/// Sums have the same bits on every rank. Dropping a group waits for its collectives in flight, at most until
+/// its timeout. Other ranks may drop theirs at any time after their last collective has finished.
 pub struct ProcessGroup {
     inner: UniquePtr<ffi::Group>,
     config: ProcessGroupConfig,
     cuda: bool,
 }
 
-// SAFETY: c10d's groups tie nothing to the thread that made them (PyTorch itself moves them between threads);
-// they run on threads of their own behind a queue, and a `ProcessGroup` is used by one thread at a time since
-// it is not `Sync`.
+// SAFETY: c10d's groups tie nothing to the thread that created them (PyTorch itself moves them between
+// threads); they run on their own threads behind a queue, and a `ProcessGroup` is used by one thread at a
+// time since it is not `Sync`.
 unsafe impl Send for ProcessGroup {}
 
 impl ProcessGroup {
-    /// A group for CPU tensors over Gloo. Returns when all `config.world` processes have joined.
+    /// Creates a group for CPU tensors over Gloo. Returns when all `config.world` processes have joined.
     ///
     /// # Errors
     /// [`Error::Argument`] for a rank outside the world; [`Error::Timeout`] if a peer does not join;
@@ -58,11 +58,11 @@ impl ProcessGroup {
         Self::new(store, config, false)
     }
 
-    /// A group for tensors on this process's GPU over NCCL, and for CPU tensors over Gloo.
+    /// Creates a group for tensors on this process's GPU over NCCL, and for CPU tensors over Gloo.
     ///
-    /// NCCL chooses its own interface: set `NCCL_SOCKET_IFNAME` to that of [`crate::network_interface`]
-    /// before the process starts. NCCL's watchdog ends the process if a bucket hangs past the timeout;
-    /// collectives called here return [`Error::Timeout`] before that.
+    /// NCCL chooses its own interface. To set it, assign the result of [`crate::network_interface`] to
+    /// `NCCL_SOCKET_IFNAME` before the process starts. NCCL's watchdog ends the process if a bucket hangs
+    /// past the timeout; collectives called here return [`Error::Timeout`] before that.
     ///
     /// # Errors
     /// [`Error::NcclMissing`] or [`Error::NoCudaDevice`] if there is no NCCL to use; else as
@@ -101,7 +101,8 @@ impl ProcessGroup {
         self.config.world
     }
 
-    /// Replaces `tensor` by its sum over the ranks: the same shape and kind (float or integer) everywhere.
+    /// Replaces `tensor` by its sum over the ranks. Shape and kind (float or integer) must be equal
+    /// everywhere.
     ///
     /// # Errors
     /// [`Error::Argument`] for a tensor that is not contiguous or not on the group's device;
@@ -111,20 +112,20 @@ impl ProcessGroup {
         self.inner.all_reduce_sum(ffi::native(tensor)).during("all_reduce")
     }
 
-    /// [`ProcessGroup::all_reduce`] `times` times. On a GPU the host waits only for the last, so that the
-    /// time is that of the links.
+    /// Calls [`ProcessGroup::all_reduce`] `times` times. On a GPU the host waits only for the last one, so
+    /// that the measured time is that of the links.
     ///
     /// # Errors
-    /// As [`ProcessGroup::all_reduce`].
+    /// Those of [`ProcessGroup::all_reduce`].
     pub fn all_reduce_repeatedly(&self, tensor: &mut Tensor, times: u32) -> Result<()> {
         self.check("all_reduce", tensor)?;
         self.inner.all_reduce_sums(ffi::native(tensor), times).during("all_reduce")
     }
 
-    /// Replaces `tensor` by that of rank `root`.
+    /// Replaces `tensor` by the tensor of rank `root`.
     ///
     /// # Errors
-    /// As [`ProcessGroup::all_reduce`], and [`Error::Argument`] for a root outside the world.
+    /// Those of [`ProcessGroup::all_reduce`], and [`Error::Argument`] for a root outside the world.
     pub fn broadcast(&self, tensor: &mut Tensor, root: usize) -> Result<()> {
         self.check("broadcast", tensor)?;
         match i32::try_from(root) {
@@ -138,10 +139,10 @@ impl ProcessGroup {
         }
     }
 
-    /// The ranks' tensors, stacked: `[…]` on every rank gives `[world, …]`.
+    /// Stacks the ranks' tensors: `[…]` on every rank becomes `[world, …]`.
     ///
     /// # Errors
-    /// As [`ProcessGroup::all_reduce`].
+    /// Those of [`ProcessGroup::all_reduce`].
     pub fn all_gather(&self, tensor: &Tensor) -> Result<Tensor> {
         self.check("all_gather", tensor)?;
         let shape: Vec<i64> = std::iter::once(self.world() as i64).chain(tensor.size()).collect();
@@ -152,10 +153,12 @@ impl ProcessGroup {
         Ok(output)
     }
 
-    /// This rank's part of the sum over ranks: `[world, …]` on every rank gives `[…]`, the sum of row `rank`.
+    /// This rank's part of the sum over ranks: from `[world, …]` on every rank it returns `[…]`, the sum of
+    /// row `rank`.
     ///
     /// # Errors
-    /// As [`ProcessGroup::all_reduce`], and [`Error::Argument`] if the first dimension is not the world size.
+    /// Those of [`ProcessGroup::all_reduce`], and [`Error::Argument`] if the first dimension is not the world
+    /// size.
     pub fn reduce_scatter(&self, tensor: &Tensor) -> Result<Tensor> {
         self.check("reduce_scatter", tensor)?;
         let shape = tensor.size();
@@ -188,7 +191,7 @@ impl ProcessGroup {
         self.inner.shutdown().during("ending the process group")
     }
 
-    /// Aborts collectives in flight and ends the group. Gloo cannot abort: its collectives run to their
+    /// Aborts collectives in flight and ends the group. Gloo cannot abort: its collectives run until their
     /// timeout.
     ///
     /// # Errors
@@ -201,7 +204,7 @@ impl ProcessGroup {
         &self.inner
     }
 
-    /// Whether collectives of this group take tensors on `device`.
+    /// Whether collectives of this group support tensors on `device`.
     pub(crate) fn serves(&self, device: Device) -> bool {
         match device {
             Device::Cpu => true,

@@ -1,7 +1,7 @@
 //! libtorch's collectives: a [`Store`] for the rendezvous, a [`ProcessGroup`] for collectives (Gloo on CPU,
 //! NCCL on GPUs), a [`Reducer`] that sums gradients over the ranks during the backward pass,
-//! [`FlatParameters`] of which each rank updates a part, and a [`ShardStore`] for parameters that no rank
-//! holds whole.
+//! [`FlatParameters`] for parameters of which each rank updates a part, and a [`ShardStore`] for parameters
+//! that are sharded over the ranks.
 
 mod flat;
 mod group;

@@ -12,7 +12,7 @@ use super::group::ProcessGroup;
 /// Bucket sizes in bytes. A bucket is sent as soon as the backward pass has filled it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BucketSizes {
-    /// The bucket that is filled first; small, so that communication starts early.
+    /// The bucket that is filled first. It is small, so that communication starts early.
     pub first: usize,
     /// All other buckets.
     pub rest: usize,
@@ -28,9 +28,9 @@ impl Default for BucketSizes {
 /// An event of a backward pass that sums gradients; see [`Reducer::trace`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TraceEvent {
-    /// The gradient of the parameter at this position is computed but not accumulated yet.
+    /// The gradient of the parameter at this position has been computed but not accumulated yet.
     Gradient(usize),
-    /// The sum of a bucket has started; buckets are numbered in the order in which they are sent.
+    /// The sum of a bucket has started. Buckets are numbered in the order in which they are sent.
     Sent(usize),
     /// That sum has finished while the backward pass was paused.
     Summed(usize),
@@ -55,8 +55,8 @@ impl TraceEvent {
 /// - Gradients are views of the reducer's buckets: [`Reducer::zero_gradients`] clears them in place, and
 ///   nothing else may replace them.
 /// - [`Reducer::warm_up`] must be called first. c10d rebuilds its buckets after the first backward pass, and
-///   the position of a gradient in its bucket decides the order in which the ranks' parts are added; a run
-///   resumed at step *k* has the bits of an uninterrupted one only if neither takes a real step with the
+///   the position of a gradient in its bucket determines the order in which the ranks' parts are added. A run
+///   resumed at step *k* is bitwise equal to an uninterrupted one only if neither takes a real step with the
 ///   initial buckets.
 pub struct Reducer {
     inner: UniquePtr<ffi::Reducer>,
@@ -64,14 +64,14 @@ pub struct Reducer {
     warm: bool,
 }
 
-// SAFETY: c10d's reducer guards its state by a lock, since autograd may call it from threads of its own, and
-// ties nothing to the thread that made it; a `Reducer` is used by one thread at a time since it is not
+// SAFETY: c10d's reducer guards its state by a lock, since autograd may call it from its own threads, and
+// ties nothing to the thread that created it; a `Reducer` is used by one thread at a time since it is not
 // `Sync`.
 unsafe impl Send for Reducer {}
 
 impl Reducer {
-    /// A reducer for `parameters`: leaves that require gradients, in the same order, shapes and kinds on
-    /// every rank (checked over the group), all on one device that the group serves. The reducer keeps
+    /// Creates a reducer for `parameters`: leaves that require gradients, in the same order, shapes and kinds
+    /// on every rank (checked over the group), all on one device that the group supports. The reducer keeps
     /// the group alive.
     ///
     /// # Errors
@@ -96,12 +96,12 @@ impl Reducer {
         Ok(Self { inner: inner.during(OPERATION)?, parameters, warm: false })
     }
 
-    /// Rebuilds the buckets in the order in which the backward pass reaches the parameters, and leaves zero
-    /// gradients.
+    /// Rebuilds the buckets in the order in which the backward pass reaches the parameters. Gradients are
+    /// zero afterwards.
     ///
     /// Calls `loss` twice for a loss that reaches every parameter, and discards the gradients. The buckets
-    /// follow rank 0's graph, so `loss` must build the same graph there in every attempt; any batch of
-    /// the training loss does. All ranks call it together; a second call only costs time.
+    /// follow rank 0's graph, so `loss` must build the same graph there in every attempt; any batch of the
+    /// training loss does. All ranks must call it together; a second call only costs time.
     ///
     /// # Errors
     /// Errors of `loss` and of [`Reducer::reduce`].
@@ -128,20 +128,20 @@ impl Reducer {
     /// Runs the backward pass of the step's last micro-batch and sums the accumulated gradients over the
     /// ranks.
     ///
-    /// Every rank calls it once per step; a rank without rows passes [`Reducer::zero_loss`]. On CPU the sums
-    /// are complete when it returns; on a GPU, work queued on the current stream sees them.
+    /// Every rank must call it once per step; a rank without rows passes [`Reducer::zero_loss`]. On CPU the
+    /// sums are complete when it returns; on a GPU, work queued on the current stream sees them.
     ///
     /// # Errors
     /// [`Error::Argument`] before [`Reducer::warm_up`]; [`Error::Unreduced`] if the loss does not reach every
-    /// parameter; [`Error::Timeout`] and [`Error::PeerLost`] if a peer fails. After any of these but the
-    /// first the gradients are unspecified and the attempt is over.
+    /// parameter; [`Error::Timeout`] and [`Error::PeerLost`] if a peer fails. After any of these except the
+    /// first, the gradients are unspecified and the attempt is over.
     pub fn reduce(&mut self, loss: &Tensor) -> Result<()> {
         self.check_warm()?;
         self.backward(loss)
     }
 
-    /// [`Reducer::reduce`] with a trace of its events, which shows how communication overlaps the backward
-    /// pass.
+    /// Like [`Reducer::reduce`], with a trace of its events, which shows how communication overlaps the
+    /// backward pass.
     ///
     /// At the gradient of parameter `pause_at`, the backward pass waits for the sums of all buckets sent so
     /// far. They arrive only if none of them depends on the rest of the backward pass. All ranks call it
@@ -158,7 +158,7 @@ impl Reducer {
         Ok(TraceEvent::read(&flat))
     }
 
-    /// Prepares the next backward pass to reduce, for callers that run it themselves.
+    /// Prepares the next backward pass to reduce gradients, for callers that run it themselves.
     ///
     /// # Errors
     /// [`Error::Argument`] before [`Reducer::warm_up`]; [`Error::Unreduced`] if the last one did not reach
@@ -169,13 +169,13 @@ impl Reducer {
         self.inner.prepare().during("preparing the reducer")
     }
 
-    /// A loss of exactly zero that reaches every parameter, whatever their values, with zero gradients: for a
-    /// rank without rows, or to add to a loss that may leave parameters unused. Scalar, fp32.
+    /// A loss of exactly zero that reaches every parameter with zero gradients, whatever the parameters'
+    /// values. For a rank without rows, or to add to a loss that may leave parameters unused. Scalar, fp32.
     pub fn zero_loss(&self) -> Tensor {
         zero_loss(&self.parameters)
     }
 
-    /// Sets the gradients to zero in place, since they are views of buckets.
+    /// Sets the gradients to zero in place, because they are views of buckets.
     ///
     /// # Errors
     /// [`Error::Torch`] if the device fails.

@@ -1,5 +1,5 @@
-//! Parameters in shards over the ranks of a group: ZeRO stage 3 (Rajbhandari et al. 2020), as in PyTorch's
-//! FSDP (Zhao et al. 2023).
+//! Parameters sharded over the ranks of a group: ZeRO stage 3 (Rajbhandari et al. 2020), as in PyTorch's FSDP
+//! (Zhao et al. 2023).
 
 use cxx::SharedPtr;
 use tch::{Kind, Tensor};
@@ -14,29 +14,30 @@ pub struct Unit<'a> {
     /// This rank's part of the flattened parameters: fp32, of equal length on all ranks. It may be changed
     /// in place while the unit is not gathered.
     pub shard: &'a Tensor,
-    /// Each parameter's first element among the flattened ones, and its shape.
+    /// Index of each parameter's first element in the flattened unit, and its shape.
     pub parameters: &'a [(i64, Vec<i64>)],
     /// The kind of the gathered parameters: fp32 or bf16.
     pub kind: Kind,
-    /// Small, and kept from the first forward pass after an update to the next update.
+    /// Whether the unit is small and stays gathered from the first forward pass after an update to the next
+    /// update.
     pub resident: bool,
 }
 
-/// Parameters of which each rank holds a shard.
+/// Parameters that are sharded over the ranks of a group.
 ///
-/// A parameter is a leaf tensor of its full shape without memory of its own: it has values from
-/// [`ShardStore::gather`] on until another unit is gathered. Reading it at another time is an error of the
+/// A parameter is a leaf tensor of its full shape without memory of its own. It has values from
+/// [`ShardStore::gather`] until another unit is gathered. Reading it at another time is an error of the
 /// caller, which libtorch reports or which ends the process.
 ///
-/// Backward passes need no help but [`ShardStore::gather_in_backward`]: once all gradients of a unit are
-/// accumulated they are summed over the ranks in fp32, and each rank's part of the sums is added to the
-/// gradient of its shard. All ranks gather and run backward in the same order.
+/// Backward passes need only [`ShardStore::gather_in_backward`]. Once all gradients of a unit are
+/// accumulated, they are summed over the ranks in fp32, and each rank's part of the sums is added to the
+/// gradient of its shard. All ranks must gather and run backward in the same order.
 #[derive(Clone)]
 pub struct ShardStore {
     inner: SharedPtr<ffi::ShardStore>,
 }
 
-// SAFETY: the C++ side ties nothing to the thread that made it. Autograd calls it from threads of its own
+// SAFETY: the C++ side ties nothing to the thread that created it. Autograd calls it from its own threads
 // only while the thread that runs the backward pass waits for them, and so does every other caller in this
 // project: a store belongs to the device thread of a rank.
 unsafe impl Send for ShardStore {}
@@ -50,7 +51,7 @@ impl std::fmt::Debug for ShardStore {
 }
 
 impl ShardStore {
-    /// An empty store of a group of `world` ranks, not connected to it yet.
+    /// Creates an empty store for a group of `world` ranks, to which it is not connected yet.
     ///
     /// # Errors
     /// [`Error::Torch`] if memory is short.
@@ -58,7 +59,7 @@ impl ShardStore {
         Ok(Self { inner: ffi::new_shard_store(world as i64).during("making a store of shards")? })
     }
 
-    /// Adds a unit; returns its number and its parameters, which do not require gradients yet.
+    /// Adds a unit. Returns its index and its parameters, which do not require gradients yet.
     ///
     /// # Errors
     /// [`Error::Torch`] for a parameter that does not fit the unit; [`Error::Argument`] for another kind.
@@ -80,18 +81,18 @@ impl ShardStore {
         Ok((number, tensors(&parameters)))
     }
 
-    /// From here on, units are gathered and gradients summed over `group`.
+    /// Connects to `group`, over which units are gathered and gradients are summed.
     pub fn connect(&self, group: &ProcessGroup) {
         self.inner.connect(group.inner());
     }
 
-    /// From here on, this rank communicates with no other: gathered units take their memory and have values
-    /// without meaning.
+    /// Disconnects from other ranks. Gathered units still allocate their memory, but their values are
+    /// meaningless.
     pub fn disconnect(&self) {
         self.inner.disconnect();
     }
 
-    /// Sums the gradients of all units whose parameters require them from here on.
+    /// Starts to sum the gradients of all units whose parameters require them.
     ///
     /// # Errors
     /// [`Error::Torch`], which should not happen.
@@ -99,8 +100,8 @@ impl ShardStore {
         self.inner.watch_gradients().during("watching gradients")
     }
 
-    /// Gives the parameters of `unit` their values, frees those of all others but the resident ones, and
-    /// begins to gather `next`.
+    /// Gathers the parameters of `unit`, frees those of all other units except the resident ones, and starts
+    /// to gather `next`.
     ///
     /// # Errors
     /// [`Error::Timeout`] and [`Error::PeerLost`] if a peer fails; [`Error::Torch`] if memory is short.
@@ -108,16 +109,16 @@ impl ShardStore {
         self.inner.gather(unit, index(next)).during("all-gather of parameters")
     }
 
-    /// Gives the parameters of resident units their values.
+    /// Gathers the parameters of resident units.
     ///
     /// # Errors
-    /// As [`ShardStore::gather`].
+    /// Those of [`ShardStore::gather`].
     pub fn gather_residents(&self) -> Result<()> {
         self.inner.gather_residents().during("all-gather of parameters")
     }
 
-    /// `results` of a computation with `unit`, unchanged. Before the backward pass enters that computation,
-    /// the unit is [gathered](ShardStore::gather) again.
+    /// Returns the unchanged `results` of a computation with `unit`. Before the backward pass enters that
+    /// computation, the unit is [gathered](ShardStore::gather) again.
     ///
     /// # Errors
     /// [`Error::Torch`], which should not happen.
@@ -134,7 +135,7 @@ impl ShardStore {
         Ok(tensors(&same))
     }
 
-    /// Finishes a backward pass: waits for its last sums and frees all parameters but resident ones.
+    /// Finishes a backward pass: waits for its last sums and frees all parameters except resident ones.
     ///
     /// # Errors
     /// [`Error::Unreduced`] if a parameter got no gradient; else as [`ShardStore::gather`].
@@ -145,7 +146,7 @@ impl ShardStore {
         }
     }
 
-    /// Frees all parameters, since the shards are about to change.
+    /// Frees all parameters before the shards change.
     ///
     /// # Errors
     /// As [`ShardStore::gather`].
@@ -153,7 +154,7 @@ impl ShardStore {
         self.inner.release().during("freeing parameters")
     }
 
-    /// Drops all gradients, also those of a backward pass that failed.
+    /// Drops all gradients, including those of a failed backward pass.
     ///
     /// # Errors
     /// [`Error::Torch`], which should not happen.
@@ -161,7 +162,7 @@ impl ShardStore {
         self.inner.discard_gradients().during("dropping gradients")
     }
 
-    /// All ranks' shards of a unit, one after the other: `[world · shard]`, fp32.
+    /// All ranks' shards of a unit, concatenated: `[world · shard]`, fp32.
     ///
     /// # Errors
     /// As [`ShardStore::gather`], and [`Error::Torch`] without a group.
@@ -169,7 +170,7 @@ impl ShardStore {
         Ok(owned(self.inner.whole(unit).during("all-gather of a shard")?))
     }
 
-    /// Bytes of the parameters that are gathered now.
+    /// Size of the currently gathered parameters in bytes.
     pub fn gathered_bytes(&self) -> u64 {
         u64::try_from(self.inner.gathered_bytes()).unwrap_or(0)
     }

@@ -11,17 +11,17 @@ use crate::ffi;
 
 /// c10d's `TCPStore`, or a view of one under a key prefix.
 ///
-/// Views share the connection. Keys live as long as the host's store or any view of it.
+/// Views share the connection. Keys exist until the host's store and all views of it are dropped.
 pub struct Store {
     inner: UniquePtr<ffi::Store>,
 }
 
-// SAFETY: c10d's stores tie nothing to the thread that made them: they guard their connection by a lock and
-// count their uses atomically; a `Store` is used by one thread at a time since it is not `Sync`.
+// SAFETY: c10d's stores tie nothing to the thread that created them: they guard their connection by a lock
+// and count their uses atomically; a `Store` is used by one thread at a time since it is not `Sync`.
 unsafe impl Send for Store {}
 
 impl Store {
-    /// Serves a store on `address` (a host name or IP address of this machine) at a free port, see
+    /// Serves a store on `address` (a host name or IP address of this machine) at a free port; see
     /// [`Store::port`]. `timeout` bounds every wait on it.
     ///
     /// # Errors
@@ -30,7 +30,7 @@ impl Store {
         Self::host_on(listen(address)?, address, timeout)
     }
 
-    /// [`Store::host`] on a socket that already listens on `address`.
+    /// Like [`Store::host`], on a socket that already listens on `address`.
     ///
     /// # Errors
     /// [`Error::Torch`] if the server fails to start.
@@ -61,12 +61,12 @@ impl Store {
         Ok(Self { inner })
     }
 
-    /// The port that the store is served on.
+    /// The port on which the store is served.
     pub fn port(&self) -> u16 {
         self.inner.port()
     }
 
-    /// Sets `key` and wakes everyone who waits for it.
+    /// Sets `key` and wakes all its waiters.
     ///
     /// # Errors
     /// [`Error::PeerLost`] if the host is gone.
@@ -77,7 +77,7 @@ impl Store {
     /// Waits for `key` and returns its value.
     ///
     /// # Errors
-    /// [`Error::Timeout`] if nobody sets it in time; [`Error::PeerLost`] if the host is gone.
+    /// [`Error::Timeout`] if the key is not set in time; [`Error::PeerLost`] if the host is gone.
     pub fn get(&self, key: &str) -> Result<Vec<u8>> {
         self.inner.get(key).during("reading from the rendezvous store")
     }
@@ -93,7 +93,7 @@ impl Store {
     /// Waits until `key` is set, at most for `timeout`.
     ///
     /// # Errors
-    /// [`Error::Timeout`] if nobody sets it in time; [`Error::PeerLost`] if the host is gone.
+    /// [`Error::Timeout`] if the key is not set in time; [`Error::PeerLost`] if the host is gone.
     pub fn wait(&self, key: &str, timeout: Duration) -> Result<()> {
         self.inner.wait(key, milliseconds(timeout)).during("waiting on the rendezvous store")
     }

@@ -19,7 +19,8 @@ impl Computation {
         Self(Box::new(function))
     }
 
-    /// Called by the C++ side. A panic, into which tch turns libtorch's exceptions, must not unwind into C++.
+    /// Called by the C++ side. A panic must not unwind into C++, and tch turns libtorch's exceptions into
+    /// panics.
     pub(crate) fn run(
         &self,
         inputs: &TensorList,

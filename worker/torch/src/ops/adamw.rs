@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 use crate::error::{During, Error, Result};
 use crate::ffi::{self, AdamW, owned};
 
-/// The tensors of an AdamW update: five lists in one order, all of one kind on one device.
+/// The tensors of an AdamW update: five lists in the same order, all of one kind on one device.
 #[derive(Debug, Clone, Copy)]
 pub struct AdamWState<'a> {
     /// Updated in place.
@@ -25,7 +25,7 @@ pub struct AdamWState<'a> {
 /// update is step 1. The same inputs give the same bits.
 ///
 /// # Errors
-/// [`Error::Argument`] if the lists do not match or a gradient is missing; nothing is changed then.
+/// [`Error::Argument`] if the lists do not match or a gradient is missing; nothing is changed in that case.
 pub fn fused_adamw(state: &AdamWState<'_>, options: &AdamW) -> Result<()> {
     if state.parameters.is_empty() {
         return Ok(());
@@ -42,8 +42,8 @@ pub fn fused_adamw(state: &AdamWState<'_>, options: &AdamW) -> Result<()> {
     .during("fused_adamw")
 }
 
-/// The norm of all of `tensors`, of which there is at least one, as one vector: a scalar in their kind. On a
-/// GPU it takes a few kernels for any number of tensors.
+/// The norm of all of `tensors` as one vector, a scalar in their kind. There must be at least one tensor. On
+/// a GPU it takes a few kernels for any number of tensors.
 ///
 /// # Errors
 /// [`Error::Torch`] for tensors that are undefined or on several devices.

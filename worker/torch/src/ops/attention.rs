@@ -8,7 +8,7 @@ use crate::error::{During, Error, Result};
 use crate::ffi::{self, Segment, native, owned};
 use crate::upload::Numbers;
 
-/// The segments of a packed batch, with the index that flash attention reads on a GPU.
+/// The segments of a packed batch, with the index for flash attention on a GPU.
 #[derive(Debug)]
 pub struct Segments {
     list: Arc<[Segment]>,
@@ -17,7 +17,7 @@ pub struct Segments {
 }
 
 impl Segments {
-    /// Segments whose `index` is that of [`Segments::numbers`] on a GPU, or empty on a CPU.
+    /// Creates segments whose `index` is that of [`Segments::numbers`] on a GPU, or empty on a CPU.
     pub fn new(list: &[Segment], index: Vec<Tensor>) -> Self {
         Self { list: list.into(), index }
     }
@@ -60,9 +60,9 @@ pub struct RotaryAngles {
 /// Causal softmax attention of rotated queries over rotated keys, segment by segment, scores scaled by
 /// 1/sqrt(head_dim).
 ///
-/// `q`: `[tokens, heads, head_dim]`; `k`, `v`: `[tokens, kv_heads, head_dim]`, of one kind; gives q's shape.
-/// Segments cover every token once in order, and a shared prefix is an earlier segment. On CUDA in bf16 this
-/// is one call of variable-length flash attention, in fp32 of memory-efficient attention.
+/// `q`: `[tokens, heads, head_dim]`; `k`, `v`: `[tokens, kv_heads, head_dim]`, of one kind. Returns q's
+/// shape. Segments must cover every token once in order, and a shared prefix must be an earlier segment. On
+/// CUDA this is one call: of variable-length flash attention in bf16, of memory-efficient attention in fp32.
 ///
 /// # Errors
 /// [`Error::Torch`] for tensors that do not fit together.
@@ -107,8 +107,8 @@ pub struct LayerCache<'a> {
 /// Rotates one new token's query and key for each row, writes its key and value at `positions[row]` of
 /// `slots[row]`, and attends over that slot up to there.
 ///
-/// `q`: `[rows, heads, head_dim]`; `k`, `v`: `[rows, kv_heads, head_dim]`; gives q's shape. On the CPU only;
-/// not differentiable.
+/// `q`: `[rows, heads, head_dim]`; `k`, `v`: `[rows, kv_heads, head_dim]`. Returns q's shape. Only on the
+/// CPU; not differentiable.
 ///
 /// # Errors
 /// [`Error::Argument`] for a slot or position outside the cache; [`Error::Torch`] for tensors that do not fit
@@ -144,10 +144,10 @@ pub fn decode_attention(
     Ok(owned(attended.during(OPERATION)?))
 }
 
-/// Attention of one new token per row over the slots of a cache on a GPU, by one call of flash attention.
+/// Attention of one new token per row over the slots of a cache on a GPU, with one call of flash attention.
 ///
 /// `q`: `[rows, heads, head_dim]`, rotated; `keys` and `values`: `[slots, capacity, kv_heads, head_dim]`,
-/// contiguous, of q's kind; gives q's shape. Not differentiable. See [`DecodeIndex`].
+/// contiguous, of q's kind. Returns q's shape. Not differentiable. See [`DecodeIndex`].
 ///
 /// # Errors
 /// [`Error::Torch`] for tensors that flash attention does not support; see [`DecodeIndex::numbers`].
@@ -158,20 +158,20 @@ pub fn decode_by_flash(q: &Tensor, keys: &Tensor, values: &Tensor, index: &Decod
     ))
 }
 
-/// The slots of a decoding step as flash attention reads them.
+/// The slots of a decoding step, as input for flash attention.
 #[derive(Debug)]
 pub struct DecodeIndex([Tensor; 3]);
 
 impl DecodeIndex {
-    /// From the tensors of [`DecodeIndex::numbers`].
+    /// Creates the index from the tensors of [`DecodeIndex::numbers`].
     pub fn new(tensors: [Tensor; 3]) -> Self {
         Self(tensors)
     }
 
-    /// Row i reads the first `lengths[i]` tokens of slot `slots[i]` of `capacity` tokens. All `[rows]` or
-    /// `[rows + 1]`, int32: the ends of queries, the starts of slots, the lengths. `None` if flash
-    /// attention does not support the cache: it takes bf16 on GPUs, and heads of up to 256 numbers, a
-    /// multiple of 8.
+    /// The ends of queries, the starts of slots, and the lengths, all `[rows]` or `[rows + 1]`, int32. Row i
+    /// reads the first `lengths[i]` tokens of slot `slots[i]` of `capacity` tokens. `None` if flash attention
+    /// does not support the cache: it requires bf16 on a GPU, and heads of up to 256 numbers, a multiple of
+    /// 8.
     pub fn numbers(
         (device, kind, head_dim): (Device, Kind, i64),
         capacity: i64,

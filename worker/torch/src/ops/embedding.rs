@@ -8,7 +8,7 @@ use crate::ffi::{self, native, owned};
 /// The rows `ids` (`[tokens]`, int64) of `weight` (`[vocab, hidden]`, fp32 or bf16), in fp32: `[tokens,
 /// hidden]`.
 ///
-/// A token's gradient is summed in fp32 and then takes the weight's kind.
+/// A token's gradient is summed in fp32 and then converted to the weight's kind.
 ///
 /// # Errors
 /// [`Error::Torch`] for other kinds; out of memory.
@@ -32,7 +32,7 @@ mod tests {
         let ids = Tensor::from_slice(&[1_i64, 4, 1, 1, 0].repeat(300));
         let upstream = Tensor::rand([1500, 3], (Kind::Float, Device::Cpu)) + 0.5;
         let gradient = |kind| {
-            // A copy, of which the other kind's is none.
+            // An explicit copy, since converting to the same kind makes none.
             let weight = master.to_kind(kind).copy().set_requires_grad(true);
             let rows = embedding(&weight, &ids).unwrap();
             assert_eq!(rows.kind(), Kind::Float);

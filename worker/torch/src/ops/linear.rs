@@ -7,7 +7,7 @@ use crate::ffi::{self, native, owned};
 
 /// A weight matrix `[out, in]` packed for many products with about `rows` rows, without gradients.
 ///
-/// An unpacked matrix is reordered in each product, which costs up to half as much again.
+/// An unpacked matrix is reordered in each product, which makes the product cost up to half as much again.
 #[derive(Debug)]
 pub struct PackedWeight {
     /// In oneDNN's layout if libtorch has oneDNN, otherwise unchanged.

@@ -6,7 +6,7 @@ use crate::error::{During, Result};
 use crate::ffi::{self, SampledToken, native, owned};
 
 /// Samples one token for each row from softmax(logits / temperature) by Gumbel-max in fp64; temperature 0
-/// takes the first maximum. The same pass over the logits gives the parts of its log-probability at
+/// takes the first maximum. The same pass over the logits computes the parts of its log-probability at
 /// temperature 1.
 ///
 /// `logits`: `[vocab, rows]` (transposed, so that all rows are sampled in one pass over memory), fp32 or

@@ -1,8 +1,8 @@
-//! Fused operations of a decoder layer between its matrix products: on CPUs by loops of this crate, elsewhere
-//! by ATen.
+//! Fused operations of a decoder layer between its matrix products, implemented by this crate's loops on CPUs
+//! and by ATen elsewhere.
 //!
-//! All are differentiable unless their documentation says otherwise. Activations are `[tokens, …]`, tokens of
-//! all sequences end to end, and fp32 or bf16; arithmetic is fp32.
+//! All are differentiable unless their documentation says otherwise. Activations are `[tokens, …]`, with the
+//! tokens of all sequences concatenated, in fp32 or bf16; arithmetic is fp32.
 
 mod adamw;
 mod attention;

@@ -1,4 +1,4 @@
-//! RMSNorm, with the residual addition before it, and SwiGLU.
+//! RMSNorm, with the preceding residual addition, and SwiGLU.
 
 use tch::{Kind, Tensor};
 

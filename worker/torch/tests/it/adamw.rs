@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor};
 const OPTIONS: AdamW =
     AdamW { learning_rate: 3e-3, beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1 };
 
-/// The update as in the paper, for one number.
+/// The update of the paper, for one number.
 struct Scalar {
     weight: f64,
     mean: f64,
@@ -108,7 +108,7 @@ fn deterministic_kernels_can_be_switched_on() {
     foil_torch::runtime::set_deterministic(false).unwrap();
 }
 
-/// On CPUs these must not change a bit of earlier runs.
+/// On CPUs, results must be bitwise equal to those of earlier runs.
 #[test]
 fn norms_and_scaling_of_many_tensors_have_the_bits_of_each() {
     let tensors: Vec<Tensor> = [17, 4096, 3]

@@ -45,7 +45,7 @@ pub(crate) fn rank(rank: &Rank) -> String {
     format!("{:x} {:x}", noise.double_value(&[0]).to_bits(), noise.double_value(&[1]).to_bits())
 }
 
-/// Wrong arguments are errors, and nothing is sent.
+/// Checks that wrong arguments are errors and that nothing is sent.
 fn rejects_wrong_arguments(rank: &Rank) {
     let group = rank.group("arguments");
     let gaps = Tensor::zeros([4, 4], (Kind::Float, Device::Cpu)).transpose(0, 1).narrow(0, 0, 2);
@@ -59,7 +59,7 @@ fn rejects_wrong_arguments(rank: &Rank) {
     group.barrier().unwrap();
 }
 
-/// The time of a collective is that for which a rank waits, if another one is late.
+/// Checks that the time of a collective is that for which a rank waits if another one is late.
 fn measures_waiting(rank: &Rank, group: &ProcessGroup) {
     let weight = Tensor::ones([4], (Kind::Float, Device::Cpu)).set_requires_grad(true);
     let parameters = [weight.shallow_clone()];

@@ -1,4 +1,4 @@
-//! Failures of peers and callers: every one is an error, and within its timeout.
+//! Failures of peers and callers: each must become an error within its timeout.
 
 use std::time::{Duration, Instant};
 

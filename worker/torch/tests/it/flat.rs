@@ -1,4 +1,4 @@
-//! Flat parameters, of which each rank updates a part, compute what separate ones do.
+//! Checks that flat parameters, of which each rank updates a part, compute the same as separate ones.
 
 use foil_torch::autograd::backward;
 use foil_torch::c10d::{FlatParameters, ProcessGroup, TraceEvent};
@@ -7,14 +7,14 @@ use tch::{Device, Kind, Tensor, no_grad};
 use crate::harness::{Rank, run};
 
 const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
-/// Weight and bias of each layer, whose elements no number of ranks divides.
+/// Widths of layers whose weights and biases have numbers of elements that no number of ranks divides.
 const WIDTHS: [i64; 5] = [7, 13, 5, 11, 3];
 const MICRO_BATCHES: i64 = 3;
 const ROWS: i64 = 6;
 /// Elements between the two parameters of a unit.
 const GAP: i64 = 5;
 
-/// Layers whose parameters lie flat: a unit for each, the last layer first.
+/// Layers whose parameters are laid out flat, with one unit per layer, the last layer first.
 struct Layers {
     flat: FlatParameters,
     layers: Vec<Vec<Tensor>>,
@@ -22,12 +22,12 @@ struct Layers {
     shards: Vec<Tensor>,
 }
 
-/// The first elements of a layer's parameters.
+/// Indices of the first elements of a layer's parameters.
 fn offsets(layer: &[Tensor]) -> [i64; 2] {
     [0, layer[0].numel() as i64 + GAP]
 }
 
-/// A layer's parameters as they lie in its unit, with zeros between and after them: `[world, length]`.
+/// A layer's parameters in the layout of its unit, with zeros between and after them: `[world, length]`.
 fn laid_out(layer: &[Tensor], world: i64) -> Tensor {
     let elements = offsets(layer)[1] + layer[1].numel() as i64;
     let length = (elements as usize).div_ceil(world as usize) as i64;
@@ -73,7 +73,7 @@ fn inputs(group: &ProcessGroup, world: i64) -> (Vec<Vec<Tensor>>, Tensor) {
     (layers, Tensor::randn([world, MICRO_BATCHES, ROWS, WIDTHS[0]], CPU))
 }
 
-/// Takes a step's gradients over the rows of the first `with_rows` ranks, and compares this rank's parts.
+/// Computes a step's gradients over the rows of the first `with_rows` ranks and compares this rank's parts.
 fn assert_sums(layers: &Layers, whole: &[Vec<Tensor>], rows: &Tensor, (rank, with_rows): (&Rank, usize)) {
     let separate: Vec<Vec<Tensor>> = whole.iter().map(|layer| layer.iter().map(leaf).collect()).collect();
     backward(&loss(&separate, &rows.narrow(0, 0, with_rows as i64).reshape([-1, WIDTHS[0]]))).unwrap();
@@ -99,7 +99,7 @@ fn assert_sums(layers: &Layers, whole: &[Vec<Tensor>], rows: &Tensor, (rank, wit
     assert!(all.all(|tensor| !tensor.grad().defined()));
 }
 
-/// The step's last micro-batch reaches one layer alone.
+/// The step's last micro-batch reaches only one layer.
 fn assert_sums_of_earlier_micro_batches(layers: &Layers, rows: &Tensor, rank: &Rank) {
     let world = rank.world as i64;
     let x = rows.get(0).get(0);
@@ -117,7 +117,7 @@ fn assert_sums_of_earlier_micro_batches(layers: &Layers, rows: &Tensor, rank: &R
     layers.flat.discard_gradients().unwrap();
 }
 
-/// Each rank's part of the values is a view, and reaches the parameters of all ranks.
+/// Checks that each rank's part of the values is a view and reaches the parameters of all ranks.
 fn assert_gathered(layers: &Layers, rank: &Rank) {
     let world = rank.world as i64;
     for (shard, layer) in layers.shards.iter().zip(&layers.layers) {
@@ -145,7 +145,7 @@ pub(crate) fn rank(rank: &Rank) -> String {
     for (parameters, values) in layers.layers.iter().zip(&whole) {
         assert!(parameters.iter().zip(values).all(|(flat, value)| flat.detach() == *value));
     }
-    // Gradients of a failed backward pass, or of a rehearsal, are not in the sums.
+    // The sums must not include gradients of a failed backward pass or of a rehearsal.
     backward(&loss(&layers.layers, &rows.get(0).get(0))).unwrap();
     layers.flat.discard_gradients().unwrap();
     // All ranks have rows, then all but the last, then all again.
@@ -165,13 +165,13 @@ fn parts_of_gradients_and_parameters_equal_those_of_separate_ones() {
     }
 }
 
-/// Returns the order of events, the same on all ranks.
+/// Returns the order of events, which is the same on all ranks.
 pub(crate) fn rank_traces(rank: &Rank) -> String {
     let group = rank.group("flat_overlap");
     let (whole, rows) = inputs(&group, rank.world as i64);
     let layers = Layers::new(&whole, &group, rank);
     let count = layers.layers.len();
-    // Parameters are numbered as units were added: the lowest layer's weight is the last but one.
+    // Parameters are numbered in the order of added units: the lowest layer's weight is the last but one.
     let lowest = 2 * (count - 1);
     let events = layers.flat.trace(&loss(&layers.layers, &rows.get(0).get(0)), lowest).unwrap();
     let at = |expected: TraceEvent| {
@@ -179,7 +179,8 @@ pub(crate) fn rank_traces(rank: &Rank) -> String {
         found.unwrap_or_else(|| panic!("no {expected:?} in {events:?}"))
     };
     for unit in 0..count - 1 {
-        // Sent once its own gradients are there, and before those of the layer below; summed in backward.
+        // Each unit is sent once its own gradients are computed, before those of the layer below, and is
+        // summed in backward.
         let own = [2 * unit, 2 * unit + 1].map(|parameter| at(TraceEvent::Gradient(parameter)));
         let sent = at(TraceEvent::Sent(unit));
         assert!(own.iter().all(|own| *own < sent), "{events:?}");
@@ -200,7 +201,7 @@ pub(crate) fn rank_with_unused_parameter(rank: &Rank) -> String {
     let (whole, rows) = inputs(&group, rank.world as i64);
     let layers = Layers::new(&whole, &group, rank);
     let x = rows.get(0).get(0);
-    // All but the lowest layer's bias, which is in the last unit.
+    // All except the lowest layer's bias, which is in the last unit.
     let upper = layers.layers[1..]
         .iter()
         .fold(x.matmul(&layers.layers[0][0].tr()), |x, layer| x.linear(&layer[0], Some(&layer[1])).tanh());

@@ -31,7 +31,7 @@ impl Rank {
     }
 }
 
-/// The code of a rank; returns a report for the test.
+/// The code that a rank runs; returns a report for the test.
 pub(crate) type Role = fn(&Rank) -> String;
 
 fn role(name: &str) -> Role {

@@ -1,4 +1,4 @@
-//! Tests with real processes and sockets on this machine: each test starts this binary again, once per rank.
+//! Tests with real processes and sockets on this machine. Each test starts this binary again, once per rank.
 
 #![allow(clippy::disallowed_methods, reason = "tests own their clock")]
 // A failed setup fails the test.

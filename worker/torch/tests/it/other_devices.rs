@@ -1,4 +1,4 @@
-//! The path of other devices, which use ATen's operations, tested on the CPU against fp64 autograd.
+//! Tests the path of other devices, which use ATen's operations, on the CPU against fp64 autograd.
 
 use foil_torch::Segment;
 use foil_torch::ops::{
@@ -8,7 +8,7 @@ use foil_torch::ops::{
 use foil_torch::runtime::use_cpu_kernels;
 use tch::{Device, IndexOp, Kind, Tensor};
 
-/// Runs `work` on the path of other devices.
+/// Runs `work` on the code path of other devices.
 fn without_cpu_kernels<T>(work: impl FnOnce() -> T) -> T {
     use_cpu_kernels(false);
     let result = work();
@@ -16,7 +16,7 @@ fn without_cpu_kernels<T>(work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// A random generator of its own: libtorch's is shared by all tests of the process.
+/// A separate random generator: libtorch's is shared by all tests of the process.
 struct Noise(u64);
 
 impl Noise {
@@ -58,7 +58,7 @@ fn the_gradient_of_a_confident_token_keeps_its_bits_in_bf16() {
     let upstream = Tensor::from_slice(&[-0.37_f32]);
     for p in [0.5, 0.74, 0.98, 0.998] {
         let rounded = logits_with(p, VOCAB).to_kind(Kind::BFloat16);
-        // For the exact values that bf16 holds.
+        // Exact with respect to the bf16 values.
         let exact = rounded.to_kind(Kind::Double).softmax(-1, Kind::Double) * 0.37;
         exact.i((0, 0)).copy_(&(exact.i((0, 0)) - 0.37));
         // The CPU kernels sum the normalizer of this many tokens in fp32, an error that 1 − p amplifies.
@@ -101,7 +101,7 @@ fn angles(tokens: i64, half: i64) -> RotaryAngles {
     RotaryAngles { cos: angle.cos(), sin: angle.sin() }
 }
 
-/// The tensors that operations are computed from: those of a layer with 4 query and 2 key heads.
+/// The input tensors of the operations: those of a layer with 4 query and 2 key heads.
 struct Inputs {
     x: Tensor,
     delta: Tensor,
@@ -152,7 +152,7 @@ impl Inputs {
         }
     }
 
-    /// Each operation's result by its inputs: its gradients, then itself.
+    /// For each operation, its gradients with respect to its inputs, then its result.
     fn with_gradients(&self, [normed, added, activated, attended]: [Tensor; 4]) -> Vec<Tensor> {
         let mut found = Vec::new();
         for (result, inputs) in [
@@ -186,7 +186,7 @@ fn layers(kind: Kind, head_dim: i64) -> Vec<Tensor> {
     found
 }
 
-/// The same by the formulas, in fp64.
+/// The same results from the formulas, in fp64.
 fn formulas(kind: Kind, head_dim: i64) -> Vec<Tensor> {
     let inputs = Inputs::new(kind, head_dim).exact();
     let Inputs { x, delta, weight, gate, up, q, k, v } = &inputs;
@@ -229,8 +229,8 @@ fn formulas(kind: Kind, head_dim: i64) -> Vec<Tensor> {
 
 #[test]
 fn every_operation_is_its_formula_on_both_paths() {
-    // Flash attention does not support a head size of 6. Of bf16's numbers each is off by up to 1/256; those
-    // of a tensor by less.
+    // Flash attention does not support a head size of 6. Each bf16 number is off by up to 1/256; the norm of
+    // a tensor by less.
     for (kind, head_dim, bound) in
         [(Kind::Float, 8, 1e-5), (Kind::Float, 6, 1e-5), (Kind::BFloat16, 8, 0.006)]
     {

@@ -1,4 +1,4 @@
-//! Communication overlaps the backward pass.
+//! Checks that communication overlaps the backward pass.
 
 use foil_torch::Error;
 use foil_torch::c10d::{BucketSizes, Reducer, TraceEvent};
@@ -16,7 +16,7 @@ fn loss(parameters: &[Tensor]) -> Tensor {
     parameters.iter().fold(input, |x, weight| x.matmul(weight).tanh()).sum(Kind::Float)
 }
 
-/// Returns the order of events, the same on all ranks.
+/// Returns the order of events, which is the same on all ranks.
 pub(crate) fn rank(rank: &Rank) -> String {
     let group = rank.group("overlap");
     let weight =

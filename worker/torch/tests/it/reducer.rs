@@ -1,5 +1,5 @@
-//! Gradients summed over ranks are those of one process, and a run that resumes has the bits of one that did
-//! not stop.
+//! Checks that gradients summed over ranks equal those of one process, and that a resumed run is bitwise
+//! equal to an uninterrupted one.
 
 use foil_torch::autograd::backward;
 use foil_torch::c10d::{BucketSizes, ProcessGroup, Reducer};
@@ -17,14 +17,14 @@ const STEPS: i64 = 5;
 const OPTIONS: AdamW =
     AdamW { learning_rate: 0.01, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weight_decay: 0.1 };
 
-/// Numbers that look random and are the same in every process.
+/// Pseudo-random numbers that are the same in every process.
 fn noise(shape: &[i64], seed: i64, kind: Kind) -> Tensor {
     let count: i64 = shape.iter().product();
     let phase = Tensor::arange(count, (Kind::Double, Device::Cpu)) * 12.9898 + seed as f64 * 78.233;
     ((phase.sin() * 43_758.545_3).frac().view(shape) * 0.5).to_kind(kind)
 }
 
-/// A two-hidden-layer network, its AdamW state beside it.
+/// A network with two hidden layers and its AdamW state.
 struct Network {
     parameters: Vec<Tensor>,
     exp_avg: Vec<Tensor>,
@@ -64,7 +64,7 @@ impl Network {
         fused_adamw(&state, &OPTIONS).unwrap();
     }
 
-    /// A copy that shares no storage: what a checkpoint restores.
+    /// A copy that shares no storage, as restored from a checkpoint.
     fn restored(&self) -> Self {
         let copies =
             |tensors: &[Tensor]| tensors.iter().map(|tensor| tensor.detach().copy()).collect::<Vec<_>>();
@@ -78,7 +78,7 @@ impl Network {
         }
     }
 
-    /// Every bit of the parameters.
+    /// The bits of all parameters.
     fn bits(&self) -> Vec<u64> {
         let all: Vec<Tensor> = self.parameters.iter().map(|parameter| parameter.detach().view(-1)).collect();
         let flat = Tensor::cat(&all, 0).to_kind(Kind::Double);
@@ -86,13 +86,13 @@ impl Network {
     }
 }
 
-/// The rows of batch `step` that are this rank's. At step 1 the last rank has none.
+/// This rank's rows of batch `step`. At step 1 the last rank has none.
 fn shard(step: i64, rank: usize, world: usize) -> Vec<i64> {
     let takers = if step == 1 { world - 1 } else { world };
     (0..ROWS).filter(|row| *row as usize % takers == rank).collect()
 }
 
-/// One step's gradients, by two micro-batches where there are rows for two.
+/// One step's gradients, in two micro-batches if there are enough rows.
 fn gradients(network: &Network, reducer: &mut Reducer, step: i64, rows: &[i64]) -> Vec<Tensor> {
     reducer.zero_gradients().unwrap();
     match rows {
@@ -134,7 +134,7 @@ pub(crate) fn rank_compares_gradients(rank: &Rank) -> String {
                 assert!(apart <= tolerance, "{kind:?}: gradient {position} of step {step} is {apart:e} off");
             }
             network.update(&summed);
-            // Compared afresh at the same weights, so that rounding does not add up over steps.
+            // Compared at equal weights in each step, so that rounding does not accumulate over steps.
             tch::no_grad(|| {
                 for (mine, theirs) in alone.parameters.iter().zip(&network.parameters) {
                     mine.shallow_clone().copy_(theirs);

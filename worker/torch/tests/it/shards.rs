@@ -1,4 +1,4 @@
-//! Parameters in shards compute what whole ones do.
+//! Checks that sharded parameters compute the same as whole ones.
 
 use foil_torch::autograd::{backward, checkpoint, grad_enabled};
 use foil_torch::c10d::{ProcessGroup, ShardStore, Unit};
@@ -7,15 +7,15 @@ use tch::{Device, Kind, Tensor, no_grad};
 use crate::harness::{Rank, run};
 
 const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
-/// Weight and bias of each layer, whose elements no number of ranks divides.
+/// Widths of layers whose weights and biases have numbers of elements that no number of ranks divides.
 const WIDTHS: [i64; 5] = [7, 13, 5, 11, 3];
 const MICRO_BATCHES: usize = 2;
 const ROWS: i64 = 6;
 
-/// Layers held in shards, and a scale that stays resident.
+/// Sharded layers, and a scale that stays resident.
 struct Layers {
     store: ShardStore,
-    /// Fp32, with the flattened parameters' number of elements; the scale's is last.
+    /// The fp32 shards, each with the number of elements of its flattened parameters. The scale's is last.
     shards: Vec<(Tensor, i64)>,
     layers: Vec<Vec<Tensor>>,
     scale: Tensor,
@@ -86,7 +86,8 @@ impl Layers {
         x
     }
 
-    /// A layer and the one that is gathered ahead, beside the resident scale.
+    /// Checks that memory holds at most a layer and the one gathered ahead, in addition to the resident
+    /// scale.
     fn at_most_two_layers(&self) {
         let bytes = |width: i64| (width + 4) as u64 * self.kind.elt_size_in_bytes() as u64;
         let largest = WIDTHS.windows(2).map(|pair| pair[1] * (pair[0] + 1)).max().unwrap();
@@ -114,7 +115,7 @@ fn inputs(group: &ProcessGroup, world: i64) -> (Vec<Vec<Tensor>>, Tensor, Tensor
     (layers, Tensor::rand([WIDTHS[0]], CPU) + 0.5, rows)
 }
 
-/// The gradients of the loss over all ranks' rows, in the order of the shards, by autograd alone.
+/// The gradients of the loss over all ranks' rows, in the order of the shards, computed by autograd alone.
 fn expected(layers: &[Vec<Tensor>], scale: &Tensor, rows: &Tensor, kind: Kind) -> Vec<Vec<Tensor>> {
     let leaf = |tensor: &Tensor| tensor.detach().copy().set_requires_grad(true);
     let layers: Vec<Vec<Tensor>> = layers.iter().map(|layer| layer.iter().map(leaf).collect()).collect();
@@ -167,7 +168,7 @@ pub(crate) fn rank(rank: &Rank) -> String {
     report
 }
 
-/// Gathering a unit begins with the next one.
+/// Checks that gathering a unit starts to gather the next one.
 fn gathers_ahead(layers: &Layers) {
     layers.store.gather(0, Some(1)).unwrap();
     let both = layers.store.gathered_bytes();

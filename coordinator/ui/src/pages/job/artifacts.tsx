@@ -23,7 +23,7 @@ export function ArtifactsTab({ job }: TabProps) {
   const found = job.artifacts.filter((artifact) => kind === "" || artifact.kind === kind).toReversed();
   const total = found.reduce((sum, artifact) => sum + size(artifact), 0n);
   const [source, run] = [useSource(), useStore(runDirectory)];
-  // The store of a run that has ended has no weights; they are beside it.
+  // The store of a finished run has no weights; they are in the run's directory.
   const command = run !== "" && isEnded(job) ? `export ${run}/policy@best DIR` : `pull ${job.name || job.id}/policy@best DIR${option(source)}`;
   return (
     <>

@@ -1,4 +1,4 @@
-// How rewards are distributed in a round, and whether the reward model is calibrated.
+// The distribution of rewards in a round, and the calibration of the reward model.
 import { useMemo, useState } from "preact/hooks";
 import { useSource } from "../../app/context.js";
 import { useAnswer } from "../../app/poll.js";

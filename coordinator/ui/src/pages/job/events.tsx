@@ -1,4 +1,4 @@
-// The events of a job, the last one first.
+// The events of a job, newest first.
 import type { Entry } from "../../model/feed.js";
 import { bytes, clockTime, dateTime } from "../../model/format.js";
 import { LongText } from "../../ui/text.jsx";

@@ -1,4 +1,4 @@
-// Who a job is, how far it is, and why it waits or failed.
+// The identity of a job, its progress, and why it waits or failed.
 import { JobState, type Job, type JobFailure } from "../../../gen/foil/v1/jobs.js";
 import { useNow } from "../../app/clock.js";
 import { eta } from "../../model/eta.js";

@@ -1,4 +1,4 @@
-// The end of the ranks' logs, followed while the job runs.
+// The end of the ranks' logs, which is followed while the job runs.
 import { useEffect, useRef, useState } from "preact/hooks";
 import { LogsState, type LogsEnd } from "../../../gen/foil/v1/jobs.js";
 import { option } from "../../app/connection.js";
@@ -12,7 +12,7 @@ import { LongText } from "../../ui/text.jsx";
 import { Empty, Failed, Loading } from "../../ui/widgets.jsx";
 import type { TabProps } from "./page.jsx";
 
-/** Lines asked for at first, and lines that are kept. */
+/** Number of lines requested first, and number of lines kept. */
 const TAIL = 300;
 const KEPT = 1000;
 

@@ -1,4 +1,4 @@
-// The job at a glance: rounds, the main curves, the timeline, the last events.
+// An overview of the job: rounds, the main curves, the timeline, the last events.
 import { useMemo } from "preact/hooks";
 import { Chart } from "../../chart/chart.jsx";
 import { overoptimization, roundCharts } from "../../model/rounds.js";

@@ -1,4 +1,4 @@
-// One job: its header, and what it has learned and written in tabs.
+// The page of one job: its header, and tabs with its results.
 import { useEffect, useMemo, useRef } from "preact/hooks";
 import type { Job } from "../../../gen/foil/v1/jobs.js";
 import { useSource } from "../../app/context.js";
@@ -22,7 +22,7 @@ import { TrainingTab } from "./training.jsx";
 export interface TabProps {
   job: Job;
   view: JobView;
-  /** Grows when there are new results. */
+  /** Increases when there are new results. */
   version: number;
 }
 

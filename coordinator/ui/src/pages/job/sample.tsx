@@ -1,4 +1,4 @@
-// One prompt with its golden answer and its completions, a column for each round.
+// One prompt with its golden answer and its completions, with a column for each round.
 import { useState } from "preact/hooks";
 import { Selection, type ChatMessage, type Completion, type CompletionRound, type CompletionRow, type CompletionSet } from "../../../gen/foil/v1/results.js";
 import { useSource } from "../../app/context.js";
@@ -20,7 +20,7 @@ interface RowProps {
 export function SampleRow({ jobId, set, row, rounds, best }: RowProps) {
   const source = useSource();
   const first = row.completions[0];
-  // The prompt and the golden answer come in full with any of their completions.
+  // The full prompt and golden answer come with any of their completions.
   const whole = (part: "golden" | number) =>
     first &&
     (async () => {

@@ -1,4 +1,4 @@
-// Completions of prompts, those of several rounds side by side.
+// Completions of prompts, with several rounds side by side.
 import { useEffect, useState } from "preact/hooks";
 import { CompletionSet, CompletionSort, Selection, type ListCompletionsResponse, type ModelVersion } from "../../../gen/foil/v1/results.js";
 import { useSource } from "../../app/context.js";
@@ -99,15 +99,15 @@ export function SamplesTab({ job, version }: TabProps) {
         signal,
       );
     },
-    // A page that is read does not change under the reader; a new round changes the list of rounds.
+    // Later pages do not change while they are read. On the first one, a new round changes the list of rounds.
     [job.id, key, pages.token, pages.index === 0 ? version : 0],
   );
-  // Changes may come late, from a timer: they must not bring back what was chosen before.
+  // Changes may arrive late, from a timer, and must not revert later choices.
   const change = (part: Partial<Query>) => setQuery((before) => ({ ...before, ...part }));
   const page = answer.value;
   const from = Number(pages.token || 0);
   const pager = ({ rows, total }: ListCompletionsResponse) => {
-    // A page may have fewer rows than were asked for.
+    // A page may have fewer rows than requested.
     const next = from + rows.length;
     return <Pager pages={pages} nextToken={BigInt(next) < total ? String(next) : ""} shown={rows.length} from={from} total={total} what="prompts" busy={answer.loading} byRow />;
   };
@@ -241,7 +241,7 @@ function RangeChoice({ ranges, onChange }: { ranges: Ranges; onChange: (ranges: 
   );
 }
 
-/** Rounds in a line: `start, 1–3, 60`. */
+/** Rounds as a short list: `start, 1–3, 60`. */
 function roundList(rounds: number[]): string {
   const parts: string[] = [];
   for (let i = 0; i < rounds.length; ) {

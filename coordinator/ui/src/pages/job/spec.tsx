@@ -1,4 +1,4 @@
-// The job file with all defaults, as it was submitted.
+// The submitted job file with all defaults.
 import { useMemo } from "preact/hooks";
 import { JobSpec } from "../../../gen/foil/v1/jobs.js";
 import { yaml } from "../../model/yaml.js";

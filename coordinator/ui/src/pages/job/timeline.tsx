@@ -1,4 +1,4 @@
-// Phases in time: attempts, failures, recoveries, checkpoints; the ranks and their devices.
+// Phases over time: attempts, failures, recoveries and checkpoints, and the ranks and their devices.
 import { useMemo, useState } from "preact/hooks";
 import { AgentState, type Agent } from "../../../gen/foil/v1/agents.js";
 import type { Job } from "../../../gen/foil/v1/jobs.js";
@@ -27,7 +27,7 @@ export interface JobTimeline {
   problem: Problem | undefined;
 }
 
-/** The coordinator's timeline, or what the events tell of it. */
+/** The coordinator's timeline, or one derived from events. */
 export function useTimeline(job: Job, view: JobView, version: number): JobTimeline {
   const source = useSource();
   const answer = useAnswer((signal) => source.timeline(job.id, signal), [job.id, job.phase, job.attempt, job.state, version]);
@@ -110,7 +110,7 @@ function words(name: string): string {
   return name.replaceAll("_", " ");
 }
 
-/** Attempts that ended, and why; one that ran to the end of the job alone says nothing more than the header. */
+/** Attempts that ended, with the reason. A single attempt that ran to the end of the job is omitted: it repeats the header. */
 function Attempts({ attempts }: { attempts: TimelineAttempt[] }) {
   if (attempts.length < 2) return null;
   const seconds = ({ startedAt, endedAt }: TimelineAttempt) => (startedAt && endedAt ? (millis(endedAt) - millis(startedAt)) / 1000 : NaN);
@@ -150,7 +150,7 @@ interface Place {
   note: string;
 }
 
-/** Places by the workers that hold the job's ranks: operators see more of them. */
+/** The places of the job's ranks, from the list of workers, in which operators see more details. */
 function placesOf(agents: Agent[], jobId: string): Place[] {
   return agents.flatMap((agent) =>
     agent.devices.flatMap(({ device, use }) => {
@@ -163,7 +163,7 @@ function placesOf(agents: Agent[], jobId: string): Place[] {
 
 const RANKS_POLL_MS = 5000;
 
-/** The devices that the job holds. */
+/** The devices held by the job. */
 function Ranks({ job, attempts }: { job: Job; attempts: TimelineAttempt[] }) {
   const source = useSource();
   const answer = useAnswer((signal) => source.agents(signal), [job.id], { every: RANKS_POLL_MS });

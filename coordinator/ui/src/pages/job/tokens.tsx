@@ -25,7 +25,7 @@ export function Tokens({ request, id }: { request: PartialMessage<GetCompletionR
   );
 }
 
-/** Spaces and line breaks that would not be seen at the ends of a token. */
+/** Makes spaces and line breaks at the ends of a token visible. */
 function shownText(token: CompletionToken): string {
   return token.text === "" ? "\u2039\u203A" : visible(token.text).replaceAll("\n", "\u23CE\n");
 }

@@ -8,7 +8,7 @@ import { KINDS, pointsPerPhase, stepCharts, stepKinds } from "../../model/steps.
 import { Empty, Failed, Loading } from "../../ui/widgets.jsx";
 import type { TabProps } from "./page.jsx";
 
-/** Milliseconds between two looks at the running phase. */
+/** Milliseconds between two polls of the running phase. */
 const POLL_MS = 3000;
 const TRAINS = /(^|\.)(sft|train)$/;
 

@@ -1,4 +1,4 @@
-//! The attacks, each repeated by concurrent tasks until it is over.
+//! The attacks. Concurrent tasks repeat each one until its time is over.
 
 mod raw;
 mod rogue_workers;
@@ -46,7 +46,7 @@ fn attack(name: &'static str, at_once: usize, once: fn(Aim) -> BoxFuture<'static
     Attack { name, at_once, once }
 }
 
-/// Attacks that have an effect within seconds.
+/// Attacks that take effect within seconds.
 pub(crate) fn brief() -> Vec<Attack> {
     vec![
         attack("idle sockets", 400, |aim| silent_socket(aim, b"").boxed()),
@@ -63,7 +63,7 @@ pub(crate) fn brief() -> Vec<Attack> {
     ]
 }
 
-/// Attacks that need minutes, or a dedicated machine.
+/// Attacks that need minutes or a dedicated machine.
 pub(crate) fn long() -> Vec<Attack> {
     vec![
         attack("uploads at the minimum rate", 24, |aim| steady_upload(aim).boxed()),
@@ -83,7 +83,7 @@ pub(crate) fn long() -> Vec<Attack> {
     ]
 }
 
-/// Facts of the coordinator that the attacks use.
+/// Facts about the coordinator that the attacks use.
 #[derive(Clone)]
 struct Aim {
     url: String,
@@ -113,7 +113,7 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// A coordinator that has run a job.
+    /// Creates the target from a coordinator that has run a job.
     pub(crate) fn new(service: &Service, job: &str) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let url = service.url().to_owned();
@@ -179,11 +179,11 @@ async fn slow_upload(aim: Aim, writer: Writer) {
     });
     let begin = v1::PutRequest { part: Some(Part::Begin(begin)) };
     let parts = stream::once(async move { begin }).chain(bytes);
-    // It will be refused.
+    // The upload is going to be refused.
     let _ = ArtifactsClient::new(aim.channel()).put(parts).await;
 }
 
-/// An upload slightly faster than the minimum rate, for as long as possible.
+/// An upload slightly faster than the minimum rate, kept up for as long as possible.
 async fn steady_upload(aim: Aim) {
     const SECOND: Duration = Duration::from_secs(1);
     let blake3 = format!("{:064x}", fastrand::u64(..));
@@ -194,7 +194,7 @@ async fn steady_upload(aim: Aim) {
     });
     let begin = v1::PutRequest { part: Some(Part::Begin(begin)) };
     let parts = stream::once(async move { begin }).chain(bytes);
-    // It will be refused.
+    // The upload is going to be refused.
     let _ = ArtifactsClient::new(aim.channel()).put(parts).await;
 }
 

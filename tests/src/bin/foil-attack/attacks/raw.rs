@@ -38,7 +38,7 @@ impl Connection {
         Some(Self { client, _driver: driver })
     }
 
-    /// A call whose request does not end.
+    /// Begins a call whose request never ends.
     async fn begin(
         &mut self,
         aim: &Aim,
@@ -82,7 +82,7 @@ fn begun_message(claimed: u32, sent: usize) -> Bytes {
     Bytes::from(bytes)
 }
 
-/// Opens as many calls as a connection may have, and sends each a message that is nearly complete and never
+/// Opens as many calls as a connection allows, and sends each a message that is nearly complete and never
 /// finished.
 pub(super) async fn messages_never_ended(aim: Aim) {
     let Some(mut connection) = Connection::open(&aim).await else { return };
@@ -101,7 +101,7 @@ pub(super) async fn messages_never_ended(aim: Aim) {
     drop(streams);
 }
 
-/// Calls that are opened and abandoned, as many as a connection may have.
+/// Opens and abandons as many calls as a connection allows.
 pub(super) async fn calls_never_begun(aim: Aim) {
     let Some(mut connection) = Connection::open(&aim).await else { return };
     let mut streams = Vec::new();
@@ -116,7 +116,7 @@ pub(super) async fn calls_never_begun(aim: Aim) {
     drop(streams);
 }
 
-/// Calls that are reset immediately and repeatedly.
+/// Opens calls and resets them immediately, repeatedly.
 pub(super) async fn resets(aim: Aim) {
     let Some(mut connection) = Connection::open(&aim).await else { return };
     loop {
@@ -126,7 +126,7 @@ pub(super) async fn resets(aim: Aim) {
     }
 }
 
-/// Responses on a connection whose flow-control windows stay closed.
+/// Requests responses on a connection whose flow-control windows stay closed.
 pub(super) async fn closed_windows(aim: Aim) {
     let Some(mut connection) = Connection::open(&aim).await else { return };
     let (mut get, mut watch, mut list) = (Vec::new(), Vec::new(), Vec::new());
@@ -160,7 +160,7 @@ pub(super) async fn closed_windows(aim: Aim) {
     drop(unread);
 }
 
-/// Headers and trailers of megabytes, by HTTP/2 and by HTTP/1.
+/// Sends headers and trailers of megabytes over HTTP/2 and HTTP/1.
 pub(super) async fn large_headers(aim: Aim) {
     let mut large = HeaderMap::new();
     for number in 0..100 {
@@ -184,13 +184,13 @@ pub(super) async fn large_headers(aim: Aim) {
     }
 }
 
-/// A header block that never ends, pings, settings, and frames of unknown kinds.
+/// Sends a header block that never ends, pings, settings, and frames of unknown kinds.
 pub(super) async fn frame_floods(aim: Aim) {
     const HEADERS: u8 = 1;
     const SETTINGS: u8 = 4;
     const PING: u8 = 6;
     const CONTINUATION: u8 = 9;
-    // A literal header a: b, and more of them.
+    // A literal header a: b, repeated.
     let block = [0, 1, b'a', 1, b'b'].repeat(3000);
     let floods = [
         (frame(HEADERS, 1, &block), frame(CONTINUATION, 1, &block)),

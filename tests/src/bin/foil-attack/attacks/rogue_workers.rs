@@ -13,7 +13,7 @@ use super::Aim;
 
 async fn run_agent(aim: &Aim, hello: v1::AgentRegister, stay: Duration) {
     let register = v1::AgentMessage { message: Some(agent_message::Message::Register(hello)) };
-    // Dropped at the end, or the stream and its connection would stay open.
+    // Dropped at the end; without it the stream and its connection would stay open.
     let (_stays, leaves) = oneshot::channel::<()>();
     let words = stream::once(async move { register }).chain(stream::pending().take_until(leaves));
     if let Ok(answer) = WorkersClient::new(aim.channel()).agent(words).await {
@@ -36,7 +36,7 @@ fn agent(agent_id: String, kind: &str, devices: usize) -> v1::AgentRegister {
     }
 }
 
-/// Agents with ever new ids that register and leave at once, with devices that no job requests.
+/// Agents with ever new ids that register and leave immediately, with devices that no job requests.
 pub(super) async fn agents_that_come_and_go(aim: Aim) {
     for _ in 0..20 {
         let name = format!("a{:x}", fastrand::u64(..));
@@ -49,12 +49,12 @@ pub(super) async fn impostors(aim: Aim) {
     run_agent(&aim, agent(super::ORDINARY_AGENT.to_owned(), "cpu", 64), Duration::from_secs(5)).await;
 }
 
-/// An agent that sorts first, accepts the ranks it is given, and starts none.
+/// An agent that sorts first, accepts its ranks, and starts none of them.
 pub(super) async fn black_hole(aim: Aim) {
     run_agent(&aim, agent("!blackhole".replace('!', "-"), "cpu", 64), Duration::from_secs(600)).await;
 }
 
-/// Peers that pretend to be the job's ranks and report anything.
+/// Peers that pretend to be the job's ranks and report arbitrary messages.
 pub(super) async fn false_ranks(aim: Aim) {
     for session in [String::new(), format!("s{:x}", fastrand::u64(..)), "x".repeat(1 << 20)] {
         let hello = v1::RankHello {

@@ -1,5 +1,5 @@
-//! Submissions that would be enormous, that compute without end, or that name files which unpack to
-//! gigabytes. Each is a dry run, and none may be accepted.
+//! Submissions that would be enormous, that compute endlessly, or that name files which unpack to gigabytes.
+//! Each is a dry run, and none may be accepted.
 
 use std::io::Write;
 use std::sync::OnceLock;
