@@ -239,8 +239,8 @@ impl Cluster {
         }
     }
 
-    /// Restarts the deadlines of disconnected agents, because none can register at present.
-    pub fn reset_deadlines(&mut self, now: Now) {
+    /// Restarts the timeouts of disconnected agents, because none can register at present.
+    pub fn restart_reconnect_timeouts(&mut self, now: Now) {
         for agent in self.agents.values_mut() {
             match &mut agent.link {
                 Link::Down { since } | Link::Expected { since } => *since = now.mono,

@@ -316,8 +316,7 @@ impl Core {
     }
 
     /// Sets the store's current problem, if any; called before each tick. While there is one, no rank is
-    /// considered hung and no disconnected agent lost, because a leader that cannot renew its leadership
-    /// admits none. Watchers are notified when it starts and when it ends.
+    /// considered hung. Watchers are notified when it starts and when it ends.
     pub fn set_store_trouble(&mut self, trouble: Option<String>, now: Now) {
         let notice = match (&self.trouble, &trouble) {
             (None, Some(trouble)) => Some((Level::Warning, waits_for_store(trouble))),
@@ -336,9 +335,6 @@ impl Core {
         if notice.is_none() && self.trouble.is_none() {
             return;
         }
-        if self.trouble.is_some() {
-            self.cluster.reset_deadlines(now);
-        }
         for id in self.running() {
             if self.trouble.is_some() {
                 self.with_attempt(&id, |attempt, _| attempt.reset_deadlines(now));
@@ -347,6 +343,12 @@ impl Core {
                 self.notify_watchers(&id, *level, text.clone(), now);
             }
         }
+    }
+
+    /// Restarts the timeouts of disconnected agents; called before each tick at which this leader cannot
+    /// admit them, because it could not renew its leadership.
+    pub fn restart_reconnect_timeouts(&mut self, now: Now) {
+        self.cluster.restart_reconnect_timeouts(now);
     }
 
     /// The notice of a current store outage, as level and text, for watchers that join while the job runs.

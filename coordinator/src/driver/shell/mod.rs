@@ -151,6 +151,9 @@ impl Driver {
                 _ = ticks.tick() => {
                     let now = self.clock.now();
                     self.core.set_store_trouble(self.store.trouble(), now);
+                    if !self.lease.is_valid() {
+                        self.core.restart_reconnect_timeouts(now);
+                    }
                     self.core.tick(now);
                     self.telemetry.show(&self.core, now);
                 }

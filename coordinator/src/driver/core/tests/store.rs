@@ -30,7 +30,7 @@ fn watchers_are_notified_once_of_a_store_outage_and_once_of_its_end() {
 }
 
 #[test]
-fn agents_that_cannot_register_during_a_store_outage_are_not_lost() {
+fn agents_that_cannot_register_without_a_valid_lease_are_not_lost() {
     let mut simulator = Simulator::new(5);
     while simulator.state().committed.is_empty() {
         simulator.step();
@@ -41,17 +41,19 @@ fn agents_that_cannot_register_during_a_store_outage_are_not_lost() {
     for (agent, connection) in &connections {
         simulator.core.agent_disconnected(agent, *connection, simulator.now);
     }
-    let wait = |simulator: &mut Simulator, trouble: Option<&str>, seconds: u64| {
+    let wait = |simulator: &mut Simulator, is_lease_valid: bool, seconds: u64| {
         for _ in 0..seconds {
             simulator.now = simulator.now.after(Duration::from_secs(1));
-            simulator.core.set_store_trouble(trouble.map(str::to_owned), simulator.now);
+            if !is_lease_valid {
+                simulator.core.restart_reconnect_timeouts(simulator.now);
+            }
             simulator.core.tick(simulator.now);
             simulator.flush();
         }
     };
     let reconnect_timeout = Liveness::default().reconnect_timeout.as_secs();
-    wait(&mut simulator, Some("503"), 10 * reconnect_timeout);
-    wait(&mut simulator, None, reconnect_timeout - 1);
+    wait(&mut simulator, false, 10 * reconnect_timeout);
+    wait(&mut simulator, true, reconnect_timeout - 1);
     assert_eq!(simulator.core.cluster().counts().agents.get("disconnected"), Some(&connections.len()));
     while !simulator.state().is_ended() {
         simulator.step();
