@@ -55,7 +55,7 @@ impl FaultStore {
         }
     }
 
-    /// Leaves a key out of the next listing.
+    /// Leaves a key out of the next listing of its prefix.
     pub(crate) fn hide_once(&self, key: String) {
         self.hidden.lock().unwrap().push(key);
     }
@@ -133,7 +133,8 @@ impl ObjectStore for FaultStore {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        let hidden = std::mem::take(&mut *self.hidden.lock().unwrap());
+        let is_listed = |key: &mut String| prefix.is_none_or(|prefix| key.starts_with(prefix.as_ref()));
+        let hidden: Vec<String> = self.hidden.lock().unwrap().extract_if(.., is_listed).collect();
         let is_seen = move |found: &Result<ObjectMeta>| {
             let is_hidden = |meta: &ObjectMeta| hidden.iter().any(|key| key == meta.location.as_ref());
             future::ready(!found.as_ref().is_ok_and(is_hidden))

@@ -27,6 +27,8 @@ fn the_lowest_priority_is_taken_then_the_fewest_then_the_youngest() {
     assert_eq!(preempted(3, 0, &running), [9], "one is fewer than two");
     assert_eq!(preempted(4, 0, &running), [10]);
     assert_eq!(preempted(5, 0, &running), [7, 10]);
+    let running = [runs(7, 1, 0, 10), runs(8, 1, 0, 11), runs(9, 2, 0, 90), runs(10, 4, 0, 95)];
+    assert_eq!(preempted(6, 0, &running), [9, 10], "two are fewer than three");
     let running = [runs(7, 1, -9, 10), runs(8, 4, 0, 11)];
     assert_eq!(preempted(4, 0, &running), [8], "unneeded victims are spared");
 }
