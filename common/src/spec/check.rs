@@ -91,7 +91,9 @@ pub(crate) fn wire_size(value: usize) -> u32 {
 
 pub(crate) fn unknown_choice(at: &str, field: &str, text: &str, names: &[&str]) -> SpecError {
     let error = SpecError::field(&path(at, field), text, &one_of(names));
-    match nearest(text, names.iter().copied()) {
+    // PyTorch names a GPU by its backend.
+    let gpu = names.iter().copied().find(|name| text == "gpu" && *name == "cuda");
+    match gpu.or_else(|| nearest(text, names.iter().copied())) {
         Some(name) => error.advice(&format!("did you mean {name}?")),
         None => error,
     }

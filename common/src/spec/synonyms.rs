@@ -6,7 +6,13 @@ use super::contract::{self, Kind, short};
 
 /// Fields by their names in TRL, Transformers, PEFT, torch, OpenRLHF and verl, and by earlier names; paths
 /// start at the block.
-const SYNONYMS: [(&str, &str, &str); 33] = [
+const SYNONYMS: [(&str, &str, &str); 39] = [
+    ("JobSpec", "beta", "policy_step.dpo.beta or policy_step.grpo.beta"),
+    ("JobSpec", "bf16", "resources.precision"),
+    ("JobSpec", "lr", "reward_step.learning_rate or policy_step.learning_rate"),
+    ("JobSpec", "model_name_or_path", "policy.model"),
+    ("JobSpec", "num_train_epochs", "sft_step.epochs or reward_step.epochs or policy_step.epochs"),
+    ("JobSpec", "per_device_train_batch_size", "reward_step.batch_pairs or policy_step.batch_sequences"),
     ("GenerationSpec", "slots", "max_num_seqs"),
     ("OptimizerSpec", "adam_epsilon", "eps"),
     ("OptimizerSpec", "epsilon", "eps"),
@@ -106,6 +112,7 @@ mod tests {
         assert_eq!(smoothing, "it is a setting of another block: dpo.label_smoothing");
         let clip = hint("RewardStepSpec", "clip_norm");
         assert_eq!(clip, "it is a setting of another block: optimizer.max_grad_norm");
+        assert_eq!(hint("JobSpec", "bf16"), "it is called resources.precision");
         assert_eq!(hint("JobSpec", "round"), "did you mean rounds?");
         assert_eq!(hint("JobSpec", "zzz"), "");
     }

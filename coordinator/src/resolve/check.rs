@@ -199,15 +199,19 @@ impl Checker<'_> {
             datasets::SFT | datasets::PREFERENCES | datasets::EVALUATION_PREFERENCES => self.shared,
             _ => self.sampled,
         };
-        for (cut, what, limit) in
-            [(prompts_cut, "prompt", limits.prompt), (answers_cut, "answer", limits.response)]
-        {
-            if cut == 0 {
-                continue;
-            }
-            let fit = if limit == limits.total { "to fit, with the other part, in" } else { "to" };
+        let parts = [
+            (prompts_cut, "prompt", limits.prompt, "text.max_length less sampling.max_new_tokens"),
+            (answers_cut, "answer", limits.response, "sampling.max_new_tokens"),
+        ];
+        for (cut, what, limit, setting) in parts.into_iter().filter(|(cut, ..)| *cut > 0) {
+            let (fit, setting) = match limit == limits.total {
+                true => ("to fit, with the other part, in", "text.max_length"),
+                false => ("to", setting),
+            };
             let (rows, s, are) = (counted(count, "row"), agreeing(cut, "", "s"), are(cut));
-            warnings.push(format!("{name}: the {what}{s} of {cut} of {rows} {are} cut {fit} {limit} tokens"));
+            warnings.push(format!(
+                "{name}: the {what}{s} of {cut} of {rows} {are} cut {fit} {limit} tokens ({setting})"
+            ));
         }
         if prompts_cut > 0 && self.side == Side::Right {
             let lost = match prompts_cut {

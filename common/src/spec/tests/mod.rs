@@ -66,6 +66,7 @@ fn presets_give_way_to_fields() {
     assert_eq!((frozen.reward_step.apo_weight, frozen.reward_step.refresh), (0.0, Refresh::FirstRound));
     assert!(frozen.trains_reward(1) && !frozen.trains_reward(2));
     assert!(message(LEAST, &["preset=paper-rj"]).contains("did you mean paper-rjs?"));
+    assert!(message(LEAST, &["resources.device=gpu"]).contains("did you mean cuda?"));
 }
 
 /// Every job file in the repository, by its name.

@@ -44,7 +44,7 @@ impl Best {
     pub(crate) fn text(&self) -> String {
         let Some([selection, report]) = &self.halves else {
             return format!(
-                "by {}, selected on the rows on which its metrics are measured, which are therefore optimistic: fewer than \
+                "by {}, on the same rows on which its metrics are measured, so that they are optimistic: fewer than \
                  {MIN_SPLIT_ROWS} evaluation rows are not split",
                 self.by
             );
@@ -123,7 +123,7 @@ mod tests {
     #[test]
     fn with_few_rows_the_metric_is_said_to_be_optimistic() {
         let few = best(&job("gold_mean")).unwrap();
-        assert!(few.text().contains("which are therefore optimistic"), "{}", few.text());
+        assert!(few.text().contains("so that they are optimistic"), "{}", few.text());
         assert_eq!(few.json()["report"], Value::Null);
         assert!(best(&v1::Job { best_round: 0, ..job("gold_mean") }).is_none());
     }

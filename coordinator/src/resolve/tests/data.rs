@@ -72,7 +72,8 @@ async fn rows_that_the_model_cannot_encode_are_bad_rows() {
     let long = format!("{{\"prompt\":\"ab\",\"answer\":\"{}\"}}", "ab".repeat(12));
     wire.data.as_mut().unwrap().sft = vec![input(&store, "sft.jsonl", long).await];
     let cut = resolved(wire, &store).await.unwrap();
-    let told = "sft: the answer of 1 of 1 row is cut to fit, with the other part, in 24 tokens";
+    let told = "sft: the answer of 1 of 1 row is cut to fit, with the other part, in 24 tokens \
+                (text.max_length)";
     assert!(cut.warnings.iter().any(|warning| warning == told), "{:?}", cut.warnings);
 }
 

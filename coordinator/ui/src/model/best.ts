@@ -18,7 +18,7 @@ export function bestText(job: Job): string | undefined {
   };
   const [selection, report] = [half("selection_"), half("report_")];
   if (!selection || !report) {
-    return `Round ${round.round} is the best by ${by}, selected on the rows on which its metrics are measured, which are therefore optimistic.`;
+    return `Round ${round.round} is the best by ${by}, on the same rows on which its metrics are measured, so that they are optimistic.`;
   }
   const { value, se } = report.figure;
   return `Round ${round.round} is the best by ${by} on ${selection.rows} of the evaluation rows; on the other ${report.rows} it is ${estimate({ value, se })}.`;
