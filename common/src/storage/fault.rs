@@ -35,8 +35,8 @@ pub(crate) struct Faults {
 pub(crate) struct FaultStore {
     inner: Arc<InMemory>,
     faults: Mutex<Faults>,
-    /// Keys that the next listing lacks, as if they were created while it was read.
-    hidden: Mutex<Vec<String>>,
+    /// Keys that listings lack, as if they were created while those were read, and the number of listings.
+    hidden: Mutex<Vec<(String, u32)>>,
     seed: u64,
     drawn: AtomicU64,
     /// Number of faults injected so far. A test in which none occur proves nothing.
@@ -55,9 +55,9 @@ impl FaultStore {
         }
     }
 
-    /// Leaves a key out of the next listing of its prefix.
-    pub(crate) fn hide_once(&self, key: String) {
-        self.hidden.lock().unwrap().push(key);
+    /// Leaves a key out of the next listings of its prefix.
+    pub(crate) fn hide(&self, key: String, listings: u32) {
+        self.hidden.lock().unwrap().push((key, listings));
     }
 
     /// Sets the faults from now on.
@@ -133,8 +133,14 @@ impl ObjectStore for FaultStore {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        let is_listed = |key: &mut String| prefix.is_none_or(|prefix| key.starts_with(prefix.as_ref()));
-        let hidden: Vec<String> = self.hidden.lock().unwrap().extract_if(.., is_listed).collect();
+        let mut hidden = Vec::new();
+        self.hidden.lock().unwrap().retain_mut(|(key, listings)| {
+            if prefix.is_none_or(|prefix| key.starts_with(prefix.as_ref())) {
+                hidden.push(key.clone());
+                *listings -= 1;
+            }
+            *listings > 0
+        });
         let is_seen = move |found: &Result<ObjectMeta>| {
             let is_hidden = |meta: &ObjectMeta| hidden.iter().any(|key| key == meta.location.as_ref());
             future::ready(!found.as_ref().is_ok_and(is_hidden))

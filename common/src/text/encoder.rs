@@ -28,6 +28,13 @@ pub struct Encoder {
     own_pad: Option<String>,
 }
 
+/// A prompt's text and its tokens, without BOS and of any length.
+struct ReadPrompt<'a> {
+    prompt: &'a Prompt,
+    rendered: String,
+    ids: Vec<u32>,
+}
+
 /// The handling of BOS after a prompt's text is encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BosPolicy {
@@ -75,9 +82,7 @@ impl Encoder {
     /// The tokens of a prompt, at most `limit` of them: a longer one is truncated on the job's side; BOS is
     /// kept.
     pub fn prompt(&self, prompt: &Prompt, limit: usize) -> Result<EncodedPrompt, TextError> {
-        self.refuse_control_tokens(prompt)?;
-        let text = self.renderer.prompt(prompt)?;
-        Ok(self.shorten(self.with_bos(self.encode(&text)?), limit))
+        Ok(self.shorten(self.with_bos(self.read(prompt)?.ids), limit))
     }
 
     /// The tokens of a prompt and a response to it. A response that is truncated to its budget is unfinished:
@@ -88,18 +93,43 @@ impl Encoder {
         response: Response<'_>,
         limits: Limits,
     ) -> Result<Encoded, TextError> {
+        self.continued(&self.read(prompt)?, response, limits)
+    }
+
+    /// The dialogues of a prompt with each of two finished responses. Equal to two calls of
+    /// [`Self::dialogue`], but encodes the prompt once.
+    pub fn pair(
+        &self,
+        prompt: &Prompt,
+        [first, second]: [&str; 2],
+        limits: Limits,
+    ) -> Result<[Encoded; 2], TextError> {
+        let read = self.read(prompt)?;
+        let encode = |text| self.continued(&read, Response::finished(text), limits);
+        Ok([encode(first)?, encode(second)?])
+    }
+
+    fn read<'a>(&self, prompt: &'a Prompt) -> Result<ReadPrompt<'a>, TextError> {
         self.refuse_control_tokens(prompt)?;
         let rendered = self.renderer.prompt(prompt)?;
         let ids = self.encode(&rendered)?;
+        Ok(ReadPrompt { prompt, rendered, ids })
+    }
+
+    fn continued(
+        &self,
+        read: &ReadPrompt<'_>,
+        response: Response<'_>,
+        limits: Limits,
+    ) -> Result<Encoded, TextError> {
         let (mut response_ids, eos) = match response {
             Response::Text { text, finished } => {
-                let ids = self.encode_response(prompt, &rendered, &ids, text, finished)?;
-                (ids, finished.then_some(self.special.eos))
+                (self.encode_response(read, text, finished)?, finished.then_some(self.special.eos))
             }
             Response::Tokens { ids, finished } => self.sampled(ids, finished),
         };
         response_ids.extend(eos);
-        let ids = self.with_bos(ids);
+        let ids = self.with_bos(read.ids.clone());
         let (prompt_limit, response_limit) = limits.fit(ids.len(), response_ids.len());
         let response_cut = response_ids.len() - response_limit;
         response_ids.truncate(response_limit);
@@ -112,19 +142,19 @@ impl Encoder {
     /// The response's tokens in the context of the prompt.
     fn encode_response(
         &self,
-        prompt: &Prompt,
-        rendered: &str,
-        prompt_ids: &[u32],
+        read: &ReadPrompt<'_>,
         response: &str,
         finished: bool,
     ) -> Result<Vec<u32>, TextError> {
         self.refuse_control_token(response, "response")?;
-        let text = self.renderer.response(prompt, rendered, response, finished)?;
-        let ids = self.encode(&format!("{rendered}{text}"))?;
-        let Some(response_ids) = ids.strip_prefix(prompt_ids) else {
+        let rendered = &read.rendered;
+        let text = self.renderer.response(read.prompt, rendered, response, finished)?;
+        let mut ids = self.encode(&format!("{rendered}{text}"))?;
+        if !ids.starts_with(&read.ids) {
             return Err(TextError::Joined { prompt: tail(rendered, 60), response: head(response, 60) });
-        };
-        Ok(response_ids.to_vec())
+        }
+        ids.drain(..read.ids.len());
+        Ok(ids)
     }
 
     /// Refuses control tokens in the data: a user's `<|im_end|>` would end the turn and start another one.

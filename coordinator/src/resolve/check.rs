@@ -49,6 +49,7 @@ pub(super) fn check_encodings(
     let shared = Limits::shared(job.text.max_length);
     let encoders = Encoders::load(job, models)?;
     let (policy, reward) = (&encoders.policy, encoders.reward());
+    let own_reward = encoders.own_reward.as_ref();
     // Exported reward models need a pad token; a missing one would show only after training.
     let (field, (files, config)) = models.reward.map_or((POLICY, models.policy), |model| (REWARD, model));
     let pad = reward.pad_id().map_err(|fault| ResolveError::Text { field, fault })?;
@@ -60,11 +61,11 @@ pub(super) fn check_encodings(
 
     sets.warnings.extend(policy.warnings().into_iter().map(|warning| format!("{POLICY}: {warning}")));
     sets.warnings.extend(
-        encoders.own_reward.iter().flat_map(Encoder::warnings).map(|warning| format!("{REWARD}: {warning}")),
+        own_reward.into_iter().flat_map(Encoder::warnings).map(|warning| format!("{REWARD}: {warning}")),
     );
 
     let allowed = job.data.max_bad_fraction;
-    let checker = Checker { side: job.text.truncation_side, sampled, shared, allowed, policy, reward };
+    let checker = Checker { side: job.text.truncation_side, sampled, shared, allowed, policy, own_reward };
     checker.check(sets, datasets::SFT, "data.sft", |sets| &mut sets.sft, Checker::demonstration)?;
     checker.check(
         sets,
@@ -107,7 +108,8 @@ struct Checker<'a> {
     shared: Limits,
     allowed: f64,
     policy: &'a Encoder,
-    reward: &'a Encoder,
+    /// The reward model's encoder, if it is not the policy's: no row is encoded twice for nothing.
+    own_reward: Option<&'a Encoder>,
 }
 
 impl Checker<'_> {
@@ -115,9 +117,13 @@ impl Checker<'_> {
         Ok(self.policy.dialogue(&row.prompt, Response::finished(&row.answer), self.shared)?.into())
     }
 
+    fn reward(&self) -> &Encoder {
+        self.own_reward.unwrap_or(self.policy)
+    }
+
     fn pair(&self, row: &PairRow) -> Result<Truncation, TextError> {
-        let encode = |answer| self.reward.dialogue(&row.prompt, Response::finished(answer), self.shared);
-        let (chosen, rejected) = (encode(&row.chosen)?, encode(&row.rejected)?);
+        let answers = [row.chosen.as_str(), row.rejected.as_str()];
+        let [chosen, rejected] = self.reward().pair(&row.prompt, answers, self.shared)?;
         let equal = chosen.response() == rejected.response();
         let (chosen, rejected): (Truncation, Truncation) = (chosen.into(), rejected.into());
         Ok(Truncation {
@@ -128,12 +134,16 @@ impl Checker<'_> {
     }
 
     fn golden(&self, row: &GoldenRow) -> Result<Truncation, TextError> {
-        self.policy.prompt(&row.prompt, self.sampled.prompt)?;
-        Ok(self.reward.dialogue(&row.prompt, Response::finished(&row.golden), self.sampled)?.into())
+        if self.own_reward.is_some() {
+            self.policy.prompt(&row.prompt, self.sampled.prompt)?;
+        }
+        Ok(self.reward().dialogue(&row.prompt, Response::finished(&row.golden), self.sampled)?.into())
     }
 
     fn prompt(&self, row: &PromptRow) -> Result<Truncation, TextError> {
-        self.reward.prompt(&row.prompt, self.sampled.prompt)?;
+        if let Some(reward) = self.own_reward {
+            reward.prompt(&row.prompt, self.sampled.prompt)?;
+        }
         Ok(self.policy.prompt(&row.prompt, self.sampled.prompt)?.into())
     }
 

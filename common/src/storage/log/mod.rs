@@ -64,6 +64,11 @@ pub enum LogError {
     #[error("the log record {key} is missing although later ones exist; restore it, or give another store")]
     Gap { key: String },
     #[error(
+        "the log record {key} exists, but {listings} listings of the store held later records without it; \
+         the log needs a store whose listings show every object that was written"
+    )]
+    Unlisted { key: String, listings: u32 },
+    #[error(
         "the log record {key}, which this leader has written or read, is not in the store any more: the store was removed, \
          replaced or unmounted, and nothing more is acknowledged; bring it back, and start the coordinator again"
     )]

@@ -1,5 +1,7 @@
 //! Reading the log.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures::{StreamExt, TryFutureExt, TryStreamExt};
 
@@ -8,6 +10,11 @@ use crate::storage::{Listed, Store};
 
 /// Number of records fetched concurrently.
 const PARALLEL_READS: usize = 16;
+
+/// Number of listings after which a record that exists must be listed.
+pub(super) const MAX_LISTINGS: u32 = 8;
+/// Pause after the first listing that lacks a record; it doubles with each further one.
+const LISTING_PAUSE: Duration = Duration::from_millis(20);
 
 /// The part of a log read so far.
 #[derive(Debug, Default)]
@@ -94,15 +101,22 @@ impl LogState {
 
     /// Numbers and sizes of the unread records.
     async fn list(&self, store: &Store) -> Result<Vec<(u64, u64)>, LogError> {
+        let mut listings = 0;
         loop {
             let listed = match self.next.checked_sub(1) {
                 Some(last) => store.list_after(PREFIX, &key(last)).await?,
                 None => store.list(PREFIX).await?,
             };
+            listings += 1;
             match self.unread(listed) {
                 // A listing is not atomic: of records appended while it runs, it may contain a later one but
                 // lack an earlier one.
-                Err(LogError::Gap { key }) if store.exists(&key).await? => {}
+                Err(LogError::Gap { key }) if store.exists(&key).await? => {
+                    if listings == MAX_LISTINGS {
+                        return Err(LogError::Unlisted { key, listings });
+                    }
+                    store.nap(LISTING_PAUSE * (1 << (listings - 1))).await;
+                }
                 unread => return unread,
             }
         }

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 use object_store::memory::InMemory;
 use proptest::prelude::*;
 
+use super::read::MAX_LISTINGS;
 use super::*;
 use crate::storage::fault::{FaultStore, Faults};
 
@@ -181,8 +182,8 @@ async fn damage_is_named_by_its_key() {
     assert!(matches!(read(&store).await, Err(LogError::Gap { key: name }) if name == key(1)));
 }
 
-#[tokio::test]
-async fn a_record_that_a_listing_lacks_is_not_missing() {
+#[tokio::test(start_paused = true)]
+async fn a_record_that_some_listings_lack_is_not_missing() {
     let faults = Arc::new(FaultStore::new(Arc::new(InMemory::new()), Faults::default(), 0));
     let store = Store::for_test(faults.clone(), 0);
     let (mut log, _) = Log::lead(store.clone(), "a").await.unwrap();
@@ -190,8 +191,12 @@ async fn a_record_that_a_listing_lacks_is_not_missing() {
         log.append(vec![event(text)]).await.unwrap();
     }
     // As if record 2 and the one after it were appended while the directory was read.
-    faults.hide_once(key(2));
+    faults.hide(key(2), MAX_LISTINGS - 1);
     assert_eq!(texts(&read(&store).await.unwrap().records), ["1", "2", "3"]);
+
+    faults.hide(key(2), MAX_LISTINGS);
+    let unlisted = |error| matches!(error, LogError::Unlisted { key: name, .. } if name == key(2));
+    assert!(read(&store).await.is_err_and(unlisted));
 }
 
 #[tokio::test]

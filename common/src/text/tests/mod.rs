@@ -148,6 +148,18 @@ fn over_long_prompts_lose_tokens_on_the_asked_side_and_keep_bos() {
 }
 
 #[test]
+fn a_pair_is_two_dialogues() {
+    for files in [Some(letters()), stories()].into_iter().flatten() {
+        let encoder = Encoder::new(&files, &text(Template::Auto)).unwrap();
+        let prompt = Prompt::user("abcde");
+        for (answers, limits) in [(["abc", ""], WIDE), (["edcba", "a"], Limits::of(4, 3))] {
+            let single = |answer| encoder.dialogue(&prompt, Response::finished(answer), limits).unwrap();
+            assert_eq!(encoder.pair(&prompt, answers, limits).unwrap(), answers.map(single));
+        }
+    }
+}
+
+#[test]
 fn a_response_that_changes_the_prompts_tokens_is_refused() {
     let encoder = Encoder::new(&chat(CHATML), &text(Template::Plain)).unwrap();
     let error = encoder.dialogue(&Prompt::user("hi"), Response::finished("there"), WIDE).unwrap_err();

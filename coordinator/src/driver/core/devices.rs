@@ -292,3 +292,47 @@ fn index(release: Option<Release>, names: &mut Vec<Option<Release>>, supplies: &
         names.len() - 1
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(jobs: usize) -> String {
+        let waits: Vec<_> = (0..jobs).map(|job| (format!("job-{job}"), format!("reason {job}"))).collect();
+        let sink = Sink::default();
+        let written = Arc::clone(&sink.0);
+        let subscriber =
+            tracing_subscriber::fmt().with_ansi(false).with_writer(move || sink.clone()).finish();
+        tracing::subscriber::with_default(subscriber, || log_waits(&waits));
+        let text = written.lock().unwrap().clone();
+        String::from_utf8(text).unwrap()
+    }
+
+    #[test]
+    fn the_waits_of_a_long_queue_are_one_line() {
+        assert_eq!(logged(0), "");
+        let few = logged(4);
+        assert_eq!(few.lines().count(), 4);
+        assert!(few.contains("reason 3") && few.contains("job-3"), "{few}");
+        let many = logged(5);
+        assert_eq!(many.lines().count(), 1);
+        assert!(many.contains("jobs=5") && many.contains("the first is reason 0"), "{many}");
+    }
+}
