@@ -8,6 +8,7 @@ mod check;
 mod choice;
 mod contract;
 mod data;
+mod differences;
 mod duration;
 mod error;
 pub mod file;
@@ -37,6 +38,7 @@ mod text;
 mod trackers;
 
 pub use data::{Data, Deduplication, EvaluationData, Generator, GeneratorName, GoldPreferences, Limits};
+pub use differences::{Difference, differences};
 pub use duration::{duration_text, parse_duration};
 pub use error::SpecError;
 pub use json_schema::json_schema;

@@ -112,6 +112,16 @@ impl fmt::Display for ModelRef {
     }
 }
 
+/// Hash and name of what looks like an uploaded data file or model.
+pub(super) fn hash_and_name(text: &str) -> Option<(&str, &str)> {
+    let rest = text.strip_prefix(INPUT).or_else(|| text.strip_prefix(MODEL))?;
+    rest.split_once(':').filter(|(hash, _)| is_blake3(hash))
+}
+
+fn is_blake3(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
 /// Hash and name of an uploaded reference; `None` for a local path.
 fn uploaded(field: &str, text: &str, scheme: &str) -> Result<Option<(String, String)>, SpecError> {
     if text.is_empty() {
@@ -126,7 +136,7 @@ fn uploaded(field: &str, text: &str, scheme: &str) -> Result<Option<(String, Str
         return Ok(None);
     };
     let (blake3, name) = rest.split_once(':').unwrap_or((rest, ""));
-    if blake3.len() != 64 || !blake3.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+    if !is_blake3(blake3) {
         return Err(SpecError::field(field, text, &format!("{scheme}<64 hex digits of BLAKE3>:<name>")));
     }
     Ok(Some((blake3.to_owned(), name.to_owned())))

@@ -27,10 +27,10 @@ pub(super) struct Extent {
     pub(super) with_page: bool,
 }
 
-/// Asks for everything that a report shows of a job.
+/// Asks for everything that a report shows of a job. Its arm is left open.
 pub(super) async fn run(client: &Client, job: v1::Job, extent: Extent) -> Result<v1::RunReport> {
     let id = job.id.clone();
-    let mut run = v1::RunReport { arm: job.name.clone(), job: Some(slim(job)), ..Default::default() };
+    let mut run = v1::RunReport { job: Some(slim(job)), ..Default::default() };
     if !extent.with_page {
         return Ok(run);
     }

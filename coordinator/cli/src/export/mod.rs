@@ -1,5 +1,6 @@
 //! `foil report`: one or several jobs as a page that opens without a coordinator, or as tables.
 
+mod arms;
 mod gather;
 pub(crate) mod html;
 mod seeds;
@@ -27,8 +28,8 @@ const MAX_RUNS: usize = 64;
 #[derive(Debug, Args)]
 pub(crate) struct ReportArgs {
     /// Jobs, by id, by a prefix of it or by name, and directories of runs, including runs in progress. Those
-    /// with the same name form an arm of an experiment, whose runs differ by their seeds; ARM=JOB or ARM=DIR
-    /// names another arm.
+    /// with the same name and the same settings but for their seeds form an arm of an experiment; ARM=JOB or
+    /// ARM=DIR names another arm.
     #[arg(value_name = "[ARM=]JOB|DIR", required = true, value_parser = job_or_directory)]
     what: Vec<String>,
     /// Output directory of the files: report.html; rounds.md, rounds.csv, rounds.tex, and arms.csv for
@@ -66,7 +67,10 @@ pub(crate) async fn report(args: &ReportArgs) -> Result<()> {
     }
     let formats: BTreeSet<Format> = args.formats.iter().copied().collect();
     let extent = Extent { prompts: args.prompts, with_page: formats.contains(&Format::Html) };
-    let runs = gather_all(args, extent).await?;
+    let mut runs = gather_all(args, extent).await?;
+    for warning in arms::group(&mut runs)? {
+        stdout::note(&format!("warning: {warning}"));
+    }
     for path in write(&args.out, &args.title, &formats, runs)? {
         stdout::line(&path.display().to_string())?;
     }

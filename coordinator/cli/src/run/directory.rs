@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use foil_common::spec::without_scheduling;
+use foil_common::spec::{Difference, differences, without_scheduling};
 use foil_common::storage::object::SIDECAR;
 use foil_proto::v1;
 use serde_json::Value;
@@ -48,17 +48,20 @@ impl Directory {
             }
         };
         let directory = Self { path: path.to_owned(), lock };
-        let is_other =
-            directory.owner().is_some_and(|owner| without_scheduling(&owner) != without_scheduling(spec));
+        let other = directory
+            .owner()
+            .map(|owner| without_scheduling(&owner))
+            .filter(|owner| *owner != without_scheduling(spec));
         let has_failed = directory.result().is_some_and(|result| result["state"] != "succeeded");
-        if fresh || (is_other && has_failed) {
+        if fresh || (other.is_some() && has_failed) {
             for name in results::NAMES.into_iter().chain([SPEC, RESULT, STORE, LOGS]) {
                 remove(&path.join(name)).with_context(cannot)?;
             }
-        } else if is_other {
+        } else if let Some(other) = other {
             bail!(
-                "{} belongs to a job with other settings (see {SPEC} there); give another --out, or --fresh to remove it",
-                path.display()
+                "{} belongs to a job with other settings: {}; give another --out, or --fresh to remove it",
+                path.display(),
+                told(&differences(&other, &without_scheduling(spec)))
             );
         }
         Ok(directory)
@@ -137,6 +140,24 @@ impl Directory {
     }
 }
 
+/// The settings in which the owner of a directory differs from a job.
+fn told(others: &[Difference]) -> String {
+    const SHOWN: usize = 3;
+    if others.is_empty() {
+        return "its inputs were read from other paths".to_owned();
+    }
+    let tell = |Difference { field, values: [there, here] }: &Difference| {
+        let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "unset".to_owned());
+        format!("{field} is {} there and {} here", text(there), text(here))
+    };
+    let mut told: Vec<String> = others.iter().take(SHOWN).map(tell).collect();
+    match others.len().saturating_sub(SHOWN) {
+        0 => {}
+        more => told.push(format!("and {more} more, by {SPEC} there")),
+    }
+    told.join(", ")
+}
+
 /// A directory's absolute path as one shell word, for a command shown to the user. `None` if it is not one
 /// line of text.
 pub(crate) fn shell_word(directory: &Path) -> Option<String> {
@@ -198,12 +219,22 @@ mod tests {
         // A job that was never accepted leaves no claim.
         open(dir.path(), false, "b").unwrap().claim(&spec("b")).unwrap();
         open(dir.path(), false, "b").unwrap();
-        assert!(open(dir.path(), false, "c").unwrap_err().contains("give another --out, or --fresh"));
+        let refused = open(dir.path(), false, "c").unwrap_err();
+        assert!(refused.contains("name is b there and c here; give another --out, or --fresh"), "{refused}");
         let urgent = v1::JobSpec { priority: Some(100), ..spec("b") };
         drop(Directory::open(dir.path(), false, &urgent).unwrap());
         fs::write(dir.path().join("mine.txt"), "kept").unwrap();
         open(dir.path(), true, "c").unwrap();
         assert!(dir.path().join("mine.txt").exists() && !dir.path().join(SPEC).exists());
+    }
+
+    #[test]
+    fn settings_that_differ_are_told_up_to_a_few() {
+        let other = |field: &str| Difference { field: field.to_owned(), values: [None, Some("1".to_owned())] };
+        let fields = ["a", "b.c", "d", "e", "f"].map(other);
+        assert_eq!(told(&[]), "its inputs were read from other paths");
+        assert_eq!(told(&fields[..1]), "a is unset there and 1 here");
+        assert!(told(&fields).ends_with("d is unset there and 1 here, and 2 more, by job.json there"));
     }
 
     #[test]
