@@ -89,11 +89,28 @@ pub(crate) fn wire_size(value: usize) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
 }
 
+/// Advice on choices that other tools have: the name, a choice of the field that is meant, and the advice.
+const OTHER_CHOICES: [(&str, &str, &str); 6] = [
+    // PyTorch names a GPU by its backend.
+    ("gpu", "cuda", "did you mean cuda?"),
+    (
+        "ppo",
+        "grpo",
+        "PPO's value model is not there; grpo and rloo estimate advantages from the samples of a prompt",
+    ),
+    ("reinforce", "rloo", "did you mean rloo?"),
+    ("zero2", "zero1", "zero1 shards the optimizer, fsdp also gradients and weights"),
+    ("zero3", "fsdp", "did you mean fsdp?"),
+    ("fp16", "bf16", "fp16 needs loss scaling, which is not there; bf16 does not"),
+];
+
 pub(crate) fn unknown_choice(at: &str, field: &str, text: &str, names: &[&str]) -> SpecError {
     let error = SpecError::field(&path(at, field), text, &one_of(names));
-    // PyTorch names a GPU by its backend.
-    let gpu = names.iter().copied().find(|name| text == "gpu" && *name == "cuda");
-    match gpu.or_else(|| nearest(text, names.iter().copied())) {
+    let other = OTHER_CHOICES.iter().find(|(name, known, _)| *name == text && names.contains(known));
+    if let Some((.., advice)) = other {
+        return error.advice(advice);
+    }
+    match nearest(text, names.iter().copied()) {
         Some(name) => error.advice(&format!("did you mean {name}?")),
         None => error,
     }

@@ -25,7 +25,8 @@ pub fn differences(left: &v1::JobSpec, right: &v1::JobSpec) -> Vec<Difference> {
     let (left, right) = (settings(left), settings(right));
     let fields: BTreeSet<&String> = left.keys().chain(right.keys()).collect();
     let differing = fields.into_iter().filter(|field| {
-        let compared = |side: &BTreeMap<String, String>| side.get(*field).map(|text| content(text).to_owned());
+        let compared =
+            |side: &BTreeMap<String, String>| side.get(*field).map(|text| content(text).to_owned());
         compared(&left) != compared(&right)
     });
     let difference = |field: &String| Difference {

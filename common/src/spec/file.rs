@@ -43,16 +43,18 @@ pub fn load(path: &Path, settings: &[String]) -> Result<v1::JobSpec, SpecError> 
     for setting in settings {
         merge(&mut over, parse_setting(setting, &here).map_err(|error| error.in_setting(setting))?);
     }
-    read(&text, &base, over).map_err(in_file)
+    let file = parse(&text, &base).map_err(in_file)?;
+    preset::keep_choices(&file, settings).map_err(in_file)?;
+    read(file, over).map_err(in_file)
 }
 
 /// Reads and validates the text of a job file in the directory `base`, an absolute path.
 pub fn from_text(text: &str, base: &Path) -> Result<v1::JobSpec, SpecError> {
-    read(text, base, Value::Object(Map::new()))
+    read(parse(text, base)?, Value::Object(Map::new()))
 }
 
-fn read(text: &str, base: &Path, over: Value) -> Result<v1::JobSpec, SpecError> {
-    let mut value = preset::settle(parse(text, base)?, &over)?;
+fn read(file: Value, over: Value) -> Result<v1::JobSpec, SpecError> {
+    let mut value = preset::settle(file, &over)?;
     merge(&mut value, over);
     drop_nulls(&mut value);
     let lifted = value.get_mut("data").map(source_lists::lift).unwrap_or_default();

@@ -7,6 +7,7 @@ use super::SpecError;
 use super::check::{self, unknown_choice};
 use super::choice::choices;
 use super::contract::{self, JOB_SPEC, Kind};
+use super::schema;
 
 choices! {
     /// A published setting to start from, or a control experiment.
@@ -119,6 +120,42 @@ pub(super) fn settle(file: Value, settings: &Value) -> Result<Value, SpecError> 
         }
         _ => Ok(file),
     }
+}
+
+/// Refuses a setting within a member of a `oneof`, such as `policy_step.grpo.beta`, if the file or its preset
+/// chooses another member and no setting chooses this one: it would train by another method than the file
+/// names.
+pub(super) fn keep_choices(file: &Value, settings: &[String]) -> Result<(), SpecError> {
+    let given: Vec<(&str, &str)> = settings.iter().filter_map(|setting| setting.split_once('=')).collect();
+    let is_set = |path: &str| given.iter().any(|(field, _)| field.trim() == path);
+    let preset = given.iter().rev().find(|(field, _)| field.trim() == "preset").map(|(_, name)| name.trim());
+    let preset = preset.or_else(|| file.get("preset").and_then(Value::as_str)).unwrap_or_default();
+    let mut chosen = Preset::parse_optional(preset).ok().flatten().map(Preset::fields).unwrap_or(json!({}));
+    merge(&mut chosen, file.clone());
+    for (field, _) in &given {
+        let names = schema::names(field.trim());
+        let (mut at, mut message, mut block) = (String::new(), JOB_SPEC, &chosen);
+        for name in &names[..names.len() - 1] {
+            let inside = check::path(&at, name);
+            if is_set(&inside) {
+                break;
+            }
+            if let Some((oneof, others)) = contract::siblings(message, name)
+                && let Some(own) =
+                    others.iter().find(|other| block.get(other).is_some_and(|it| !it.is_null()))
+                && !is_set(&check::path(&at, oneof))
+            {
+                let choice = check::path(&at, oneof);
+                let expected = format!("a setting of {own}, which the job file chooses");
+                let advice = format!("add --set {choice}={name} to use {name} instead");
+                return Err(
+                    SpecError::field(field.trim(), format!("a setting of {name}"), &expected).advice(&advice)
+                );
+            }
+            (block, message, at) = (block.get(name).unwrap_or(&Value::Null), inner(message, name), inside);
+        }
+    }
+    Ok(())
 }
 
 fn refuse(preset: Preset, stated: &[Contradiction]) -> Result<(), SpecError> {

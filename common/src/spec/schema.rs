@@ -80,9 +80,8 @@ fn refuse_two_members(at: &str, message: &str, checked: &Map<String, Value>) -> 
         let Some((oneof, others)) = siblings(message, &field.name) else { continue };
         if let Some(other) = others.into_iter().find(|other| given(other)) {
             let found = format!("{} and {other}", field.name);
-            return Err(
-                SpecError::field(&path(at, oneof), found, "one of them").advice("leave out the other")
-            );
+            return Err(SpecError::field(&path(at, other), found, &format!("one {oneof}"))
+                .advice("leave out the other"));
         }
     }
     Ok(())

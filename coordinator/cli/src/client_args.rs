@@ -36,6 +36,7 @@ pub(crate) fn job_or_directory(text: &str) -> Result<String, String> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Device {
     Cpu,
+    #[value(alias = "gpu")]
     Cuda,
 }
 

@@ -14,6 +14,9 @@ pub(super) fn located(error: SpecError, settings: &[String]) -> Error {
     }
     match line(&file, field) {
         Some(line) => anyhow!("{}:{line}: {error}", file.display()),
+        None if matches!(*error, SpecError::Field { .. }) => {
+            anyhow!("{}: {error} (the file leaves this at its default)", file.display())
+        }
         None => SpecError::InFile { file, error }.into(),
     }
 }
@@ -133,5 +136,17 @@ mod tests {
         );
         assert_eq!(told("rounds", &[]), format!("{file}:3: rounds: there is no such field"));
         assert_eq!(told("nowhere", &settings), format!("{file}: nowhere: there is no such field"));
+        let value = SpecError::Field {
+            field: "text.max_length".to_owned(),
+            found: "512".to_owned(),
+            expected: "at most 256".to_owned(),
+            advice: None,
+        };
+        let value = SpecError::InFile { file: dir.path().join("job.yaml"), error: Box::new(value) };
+        let told = located(value, &[]).to_string();
+        assert!(
+            told.ends_with("found 512, expected at most 256 (the file leaves this at its default)"),
+            "{told}"
+        );
     }
 }

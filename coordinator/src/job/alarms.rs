@@ -1,6 +1,6 @@
 //! Warnings from the metrics of a job. Differences are paired by row and compared with their standard errors.
 
-use foil_common::stats::{ACCURACY_CHANGE, GOLD_STEP, REWARD_DIFFERENCE, REWARD_STEP};
+use foil_common::stats::{ACCURACY_CHANGE, GOLD_STEP, REWARD_DIFFERENCE, REWARD_GAIN, REWARD_STEP};
 use foil_proto::v1;
 
 use super::results;
@@ -17,6 +17,10 @@ const LENGTH_RATIO: f64 = 1.5;
 const MIN_DISTINCT_RATIO: f64 = 0.5;
 /// Maximum increase in the rate of duplicate completions relative to the start policy.
 const MAX_DUPLICATE_INCREASE: f64 = 0.25;
+
+/// Maximum fraction of completions that reach the length limit without ending.
+const MAX_TRUNCATED: f64 = 0.5;
+const GOLD_DIFFERENCE: &str = "gold_difference_mean";
 
 /// Number of most recent rounds that [`recent_alarms`] considers.
 const RECENT_ROUNDS: u32 = 100;
@@ -37,8 +41,9 @@ pub fn recent_alarms(state: &JobState) -> Vec<String> {
 fn of_rounds(start: &[v1::Metric], rounds: &[v1::RoundResult]) -> Vec<String> {
     let of_round = |round: &v1::RoundResult| {
         let found = [
-            exploits(round),
+            exploits(round).or_else(|| worsens(&round.policy)),
             forgets(round),
+            is_cut(&round.policy),
             drifts_in_length(start, &round.policy),
             collapses(start, &round.policy),
         ];
@@ -74,7 +79,7 @@ fn shown(metric: &v1::Metric) -> String {
 /// under the same reward model.
 fn exploits(round: &v1::RoundResult) -> Option<String> {
     let names = match round.round {
-        1 => (REWARD_DIFFERENCE, "gold_difference_mean"),
+        1 => (REWARD_DIFFERENCE, GOLD_DIFFERENCE),
         _ => (REWARD_STEP, GOLD_STEP),
     };
     let (reward, gold) = (find(&round.policy, names.0)?, find(&round.policy, names.1)?);
@@ -85,6 +90,38 @@ fn exploits(round: &v1::RoundResult) -> Option<String> {
             shown(gold)
         )
     })
+}
+
+/// The policy is worse than the one that it started from, by the reward that it is trained to raise or by the
+/// gold reward.
+fn worsens(policy: &[v1::Metric]) -> Option<String> {
+    let told =
+        [(REWARD_GAIN, "the reward", " standard deviations"), (GOLD_DIFFERENCE, "the gold reward", "")];
+    let texts: Vec<String> = told
+        .into_iter()
+        .filter_map(|(name, what, unit)| {
+            let metric = find(policy, name).filter(|metric| falls(metric))?;
+            Some(format!("{what} is {}{unit} below the start policy's", shown(metric)))
+        })
+        .collect();
+    (!texts.is_empty()).then(|| {
+        let drift = value(policy, "kl").map(|kl| format!(" at a KL of {kl:.1}")).unwrap_or_default();
+        format!(
+            "{} on the same prompts{drift}: training makes the policy worse; a lower policy_step.learning_rate, fewer epochs or \
+             a stronger KL penalty keep it closer to its start",
+            texts.join(", and ")
+        )
+    })
+}
+
+/// Most completions end at the token limit, so that rewards judge texts without their ends.
+fn is_cut(policy: &[v1::Metric]) -> Option<String> {
+    let rate = value(policy, "truncated_rate").filter(|rate| *rate > MAX_TRUNCATED)?;
+    Some(format!(
+        "{:.0} % of completions are cut at sampling.max_new_tokens and scored without their ends; raise it, or check that \
+         the start policy ends its answers with EOS (text.eos_token)",
+        100.0 * rate
+    ))
 }
 
 fn forgets(round: &v1::RoundResult) -> Option<String> {
@@ -195,6 +232,38 @@ mod tests {
         let unsure = vec![metric("accuracy_change", -0.1, Some(0.06))];
         let bare = vec![metric("accuracy_change", -0.1, None)];
         assert_eq!(alarms(&job(&[(unsure, vec![]), (bare, vec![])])), [] as [String; 0]);
+    }
+
+    #[test]
+    fn a_policy_below_its_start_is_reported() {
+        let of = |metrics: &[v1::Metric]| alarms(&job(&[(vec![], metrics.to_vec())]));
+        let (gain, gold) =
+            (metric("reward_gain", -0.8, Some(0.1)), metric("gold_difference_mean", -0.3, Some(0.1)));
+        let kl = metric("kl", 300.0, None);
+        let told = of(&[gain.clone(), kl]);
+        assert!(
+            told[0].starts_with(
+                "round 1: the reward is 0.800 ± 0.100 standard deviations below the start policy's on the same prompts \
+                 at a KL of 300.0:"
+            ),
+            "{told:?}"
+        );
+        assert!(of(&[gain, gold.clone()])[0].contains(", and the gold reward is 0.300 ± 0.100 below"));
+        assert_eq!(of(&[metric("reward_gain", -0.19, Some(0.1))]), [] as [String; 0]);
+        // An exploited reward model is the better explanation.
+        let reward = metric("reward_difference_mean", 0.5, Some(0.1));
+        let told = of(&[reward, gold]);
+        assert!(told.len() == 1 && told[0].contains("exploits"), "{told:?}");
+    }
+
+    #[test]
+    fn completions_cut_at_the_limit_are_reported() {
+        let of = |rate| alarms(&job(&[(vec![], vec![metric("truncated_rate", rate, Some(0.01))])]));
+        assert_eq!(of(0.5), [] as [String; 0]);
+        let told = of(0.97);
+        assert!(
+            told.len() == 1 && told[0].contains("97 % of completions are cut at sampling.max_new_tokens")
+        );
     }
 
     #[test]

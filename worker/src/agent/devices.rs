@@ -9,6 +9,7 @@ use foil_proto::v1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum DeviceKind {
     Cpu,
+    #[value(alias = "gpu")]
     Cuda,
 }
 

@@ -52,13 +52,23 @@ fn one_method_takes_the_place_of_another() {
     assert_eq!(beta(job(&based, &[])), Some(0.3), "a file's method overrides its preset's");
     for (setting, name) in [
         ("policy_step.method=grpo", "grpo"),
-        ("policy_step.ipo.beta=0.5", "ipo"),
+        ("policy_step.ipo={beta: 0.5}", "ipo"),
         ("policy_step.method=null", "rejection"),
     ] {
         assert_eq!(job(&file, &[setting]).policy_step.method.name(), name, "{setting}");
     }
+    // A setting of another method is no choice of that method.
+    let refused = message(&file, &["policy_step.ipo.beta=0.5"]);
+    let expected = "policy_step.ipo.beta: found a setting of ipo, expected a setting of dpo, which the job file chooses; \
+                    add --set policy_step.method=ipo to use ipo instead";
+    assert!(refused.contains(expected), "{refused}");
+    assert!(
+        message(&format!("{LEAST}preset: paper-rrhf\n"), &["policy_step.ipo.beta=0.5"]).contains("of rrhf")
+    );
+    let chosen = job(&file, &["policy_step.method=ipo", "policy_step.ipo.beta=0.5"]);
+    assert_eq!(chosen.policy_step.method.name(), "ipo");
     let both = message(&format!("{LEAST}policy_step: {{ method: ipo, dpo: {{ beta: 0.3 }} }}\n"), &[]);
-    assert!(both.contains("policy_step.method: found dpo and ipo, expected one of them"), "{both}");
+    assert!(both.contains("policy_step.ipo: found dpo and ipo, expected one method"), "{both}");
 }
 
 #[test]

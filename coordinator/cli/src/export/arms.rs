@@ -190,7 +190,10 @@ mod tests {
         runs[1].job.as_mut().unwrap().spec.as_mut().unwrap().resources =
             Some(v1::ResourceSpec { ranks: Some(2), ..Default::default() });
         assert_eq!(group(&mut runs).unwrap(), [] as [String; 0]);
-        assert_eq!(arms(&runs), ["a, learning_rate 0.1", "a, learning_rate 0.1", "a, learning_rate 0.2", "b"]);
+        assert_eq!(
+            arms(&runs),
+            ["a, learning_rate 0.1", "a, learning_rate 0.1", "a, learning_rate 0.2", "b"]
+        );
     }
 
     #[test]

@@ -23,6 +23,8 @@ const READY_LIMIT: Duration = Duration::from_secs(120);
 /// Time to stop gracefully before a child is killed.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
 const LOG_LINES: usize = 12;
+/// What the final error of each program starts with.
+const PROGRAMS: [&str; 2] = ["foil: ", "foil-worker: "];
 
 /// Settings of the children.
 #[derive(Debug)]
@@ -163,6 +165,11 @@ impl Program {
     }
 
     fn exit_error(&self, status: Option<ExitStatus>) -> anyhow::Error {
+        // A program that exits by itself says why; without a change, it would do so again.
+        let is_own = status.is_some_and(|status| status.code().is_some());
+        if let Some(message) = fatal_message(&tail(&self.log)).filter(|_| is_own) {
+            return anyhow!("the {} ended: {message}\n(its log: {})", self.name, self.log.display());
+        }
         let how = status.map_or_else(|| "unknown".to_owned(), |status| status.to_string());
         let mut text = format!(
             "the {} ended unexpectedly ({how}); the same command resumes the job. Its log: {}",
@@ -220,8 +227,10 @@ fn fatal_message(lines: &[String]) -> Option<String> {
     {
         return line["message"].as_str().filter(|_| line["level"] == "ERROR").map(str::to_owned);
     }
-    let from = lines.iter().rposition(|line| line.starts_with("foil: "))?;
-    Some(lines[from..].join("\n").trim_start_matches("foil: ").to_owned())
+    let message =
+        |line: &String| PROGRAMS.iter().find_map(|prefix| line.strip_prefix(prefix)).map(str::to_owned);
+    let (from, first) = lines.iter().enumerate().rev().find_map(|(at, line)| Some((at, message(line)?)))?;
+    Some([&[first], &lines[from + 1..]].concat().join("\n"))
 }
 
 #[cfg(test)]
@@ -253,6 +262,12 @@ mod tests {
         );
         let missing = address(&mut program, &dir.path().join("absent")).await.unwrap_err().to_string();
         assert!(missing.contains("exit status: 3"), "{missing}");
+
+        let fatal = shell("echo starting; echo 'foil-worker: nvidia-smi is missing' >&2; exit 1");
+        let mut program = Program::start("agent", fatal, &setup(dir.path())).unwrap();
+        let status = program.child.wait().await.unwrap();
+        let text = program.exit_error(Some(status)).to_string();
+        assert!(text.starts_with("the agent ended: nvidia-smi is missing\n(its log: "), "{text}");
     }
 
     #[test]

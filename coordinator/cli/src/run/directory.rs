@@ -230,7 +230,8 @@ mod tests {
 
     #[test]
     fn settings_that_differ_are_told_up_to_a_few() {
-        let other = |field: &str| Difference { field: field.to_owned(), values: [None, Some("1".to_owned())] };
+        let other =
+            |field: &str| Difference { field: field.to_owned(), values: [None, Some("1".to_owned())] };
         let fields = ["a", "b.c", "d", "e", "f"].map(other);
         assert_eq!(told(&[]), "its inputs were read from other paths");
         assert_eq!(told(&fields[..1]), "a is unset there and 1 here");
