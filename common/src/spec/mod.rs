@@ -146,6 +146,7 @@ impl Job {
     /// Warnings about valid settings that are probably mistakes.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = self.foreign_to_control();
+        warnings.extend(self.large_learning_rates());
         warnings.extend(self.reward_step.loss.warning().map(str::to_owned));
         if self.evaluation.metric_for_best_model == BestMetric::RewardMean
             && self.reward_step.refresh == Refresh::EveryRound
@@ -170,6 +171,25 @@ impl Job {
             ));
         }
         warnings
+    }
+
+    /// Learning rates with which AdamW trains no model: each of its steps changes a weight by about the rate.
+    fn large_learning_rates(&self) -> Vec<String> {
+        const LARGE: f64 = 0.02;
+        let policy = self.policy_step.learning_rate.iter().copied().fold(0.0, f64::max);
+        let rates = [
+            ("sft_step", self.sft_step.learning_rate),
+            ("reward_step", self.reward_step.learning_rate),
+            ("policy_step", policy),
+        ];
+        let large = rates.into_iter().filter(|(_, rate)| *rate > LARGE);
+        let warning = |(step, rate)| {
+            format!(
+                "{step}.learning_rate: {rate} moves every weight by about as much in each step, and training probably diverges; \
+                 usual rates are 1e-6 to 1e-3"
+            )
+        };
+        large.map(warning).collect()
     }
 
     /// Fields whose values make the job a different experiment from the control it is named after.

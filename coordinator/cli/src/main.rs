@@ -24,6 +24,7 @@ mod local_file;
 mod logs;
 mod model_export;
 mod output;
+mod paths;
 mod plan;
 mod probe;
 mod problem;

@@ -12,14 +12,14 @@ use super::args::SubmitArgs;
 use super::inputs::{self, Content, Prepared, Upload};
 use super::output::Output;
 use super::progress::{self, Progress};
-use super::{error_location, jobs, output, remote, report, stdout};
+use super::{error_location, jobs, output, paths, remote, report, stdout};
 use foil_common::plural::counted;
 use foil_coordinator::plan;
 use foil_coordinator::resolve::{self, local};
 
 pub(crate) async fn submit(args: &SubmitArgs) -> Result<()> {
     let settings: Vec<String> = args.job.settings.iter().cloned().chain(args.scheduling.settings()).collect();
-    let mut job = load(&args.job.file, &settings)?;
+    let mut job = load_existing(&args.job.file, &settings)?;
     let format = args.output.format;
     if args.dry_run && !args.server {
         let _downloads = remote::fetch(&mut job, &Progress::new(true)).await?;
@@ -90,6 +90,13 @@ fn warn(warnings: &[String]) {
 pub(crate) fn load(file: &Path, settings: &[String]) -> Result<spec::Job> {
     let wire = spec::file::load(file, settings).map_err(|error| error_location::located(error, settings))?;
     Ok(spec::Job::try_from(wire)?)
+}
+
+/// Like [`load`], of a job whose local files and models must exist.
+pub(crate) fn load_existing(file: &Path, settings: &[String]) -> Result<spec::Job> {
+    let job = load(file, settings)?;
+    paths::require(file, settings, &job)?;
+    Ok(job)
 }
 
 /// Reads inputs by URL, checks the models and hashes the inputs, on a blocking thread.

@@ -124,6 +124,10 @@ fn a_file_must_not_contradict_its_control() {
     );
     let kept = job(&restated, &["preset=human-only-refresh", "reward_step.apo_weight=0.5"]);
     assert_eq!(kept.reward_step.apo_weight, 0.5);
+    assert!(
+        job(LEAST, &["policy_step.learning_rate=[1e-4, 0.5]"]).warnings()[0]
+            .starts_with("policy_step.learning_rate: 0.5")
+    );
     let warned = kept.warnings();
     assert!(
         warned.len() == 1 && warned[0].contains("0.5, where the control human-only-refresh has 0"),

@@ -27,7 +27,7 @@ use super::{output, remote, report, stdout, submit};
 use foil_coordinator::resolve::local::{self, LocalInputs, LocalSet, Rows};
 
 pub(crate) async fn inspect(args: &InspectArgs) -> Result<()> {
-    let mut job = submit::load(&args.job.file, &args.job.settings)?;
+    let mut job = submit::load_existing(&args.job.file, &args.job.settings)?;
     let _downloads = remote::fetch(&mut job, &Progress::new(true)).await?;
     let (rows, scan) = (args.rows, args.scan_weights);
     let reading = tokio::task::spawn_blocking(move || describe(&job, rows, scan));

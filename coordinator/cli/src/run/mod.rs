@@ -153,7 +153,7 @@ fn load(args: &RunArgs) -> Result<spec::Job> {
     let mut settings = args.job.settings.clone();
     settings.extend(args.ranks.map(|ranks| format!("resources.ranks={ranks}")));
     settings.extend(args.device.map(|device| format!("resources.device={}", device.name())));
-    let mut job = submit::load(&args.job.file, &settings)?;
+    let mut job = submit::load_existing(&args.job.file, &settings)?;
     // A run's results are downloaded, and the same command finds its job again.
     if job.scheduling.ttl_after_finished.take().is_some() {
         stdout::note("ttl_after_finished has no effect on `foil run`, which removes its own store");
