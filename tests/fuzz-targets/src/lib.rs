@@ -11,7 +11,10 @@ mod model;
 pub mod mutate;
 mod wire;
 
+use std::backtrace::Backtrace;
+use std::panic;
 use std::path::PathBuf;
+use std::sync::{Mutex, Once, PoisonError};
 
 /// A reader of untrusted bytes.
 #[derive(Debug, Clone, Copy)]
@@ -82,13 +85,27 @@ pub const TARGETS: [Target; 22] = [
     target("tokenizer", model::tokenizer, "json", 512, 150),
 ];
 
-/// Runs the target with this name.
+/// Runs the target with this name under libFuzzer.
+///
+/// libFuzzer's panic hook ends the process on any panic, even on one of a library that its caller catches and
+/// reports as a broken file. Only a panic that leaves the target is a finding.
 ///
 /// # Panics
-/// There is no such target; the input is a finding.
-pub fn run(name: &str, input: &[u8]) {
-    let target = TARGETS.iter().find(|target| target.name == name);
-    (target.expect("a target of this name").run)(input);
+/// There is no such target.
+pub fn fuzz(name: &str, input: &[u8]) {
+    static LAST_PANIC: Mutex<String> = Mutex::new(String::new());
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        panic::set_hook(Box::new(|found| {
+            let text = format!("{found}\n{}", Backtrace::force_capture());
+            *LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner) = text;
+        }));
+    });
+    let target = TARGETS.iter().find(|target| target.name == name).expect("a target of this name");
+    if panic::catch_unwind(|| (target.run)(input)).is_err() {
+        eprintln!("{}", LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner));
+        std::process::abort();
+    }
 }
 
 /// The folder of a target's corpus.

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| foil_fuzz_targets::run("data_convert", input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| foil_fuzz_targets::fuzz("data_convert", input));

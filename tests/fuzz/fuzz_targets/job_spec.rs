@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| foil_fuzz_targets::run("job_spec", input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| foil_fuzz_targets::fuzz("job_spec", input));
