@@ -103,6 +103,18 @@ impl Message {
     }
 }
 
+impl Field {
+    /// The field's comment, else that of its block.
+    pub(super) fn about(&self) -> &str {
+        match &self.kind {
+            Kind::Message(inner) if self.comment.is_empty() => {
+                contract().get(inner).map_or("", |message| &message.comment)
+            }
+            _ => &self.comment,
+        }
+    }
+}
+
 /// A map is a repeated field of a message that the compiler generates.
 fn is_map(message: &DescriptorProto, field: &FieldDescriptorProto) -> bool {
     let entry = field.type_name().rsplit('.').next().unwrap_or_default();

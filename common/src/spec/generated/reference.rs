@@ -42,7 +42,7 @@ fn rows(message: &Message, text: &mut String) {
             writeln!(text, "| `{}` | one of the blocks below | {about} |", oneof.name).unwrap();
         }
         begun.clone_from(&field.oneof);
-        writeln!(text, "| `{}` | {} | {} |", field.name, kind(field), cell(&field.comment)).unwrap();
+        writeln!(text, "| `{}` | {} | {} |", field.name, kind(field), cell(field.about())).unwrap();
     }
 }
 

@@ -145,7 +145,7 @@ fn exclusion(oneof: &Oneof, member: &str, members: &[&str]) -> Value {
 
 fn property(message: &str, field: &Field) -> Value {
     let mut schema = Map::new();
-    describe(&mut schema, &field.comment);
+    describe(&mut schema, field.about());
     let (mut single, mut items) = (value(message, field, true), value(message, field, false));
     if source_lists::is_list(message, &field.name) {
         let source = json!({ "$ref": "#/$defs/DataSourceSpec" });

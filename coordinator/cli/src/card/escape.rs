@@ -16,16 +16,29 @@ pub(super) fn name(text: &str) -> String {
     }
 }
 
-/// Escapes text so that it cannot begin an element of Markdown or HTML or end a table cell.
+/// Escapes text so that it cannot begin an element of Markdown or HTML, a link or a mention, or end a table
+/// cell. Other punctuation stays readable.
 pub(crate) fn markdown(text: &str) -> String {
+    let text = visible(text);
     let mut escaped = String::with_capacity(text.len());
-    for character in visible(text).chars() {
+    for (at, character) in text.char_indices() {
+        let (before, after) = (&text[..at], &text[at + character.len_utf8()..]);
+        let is_marked = match character {
+            '\\' | '`' | '*' | '_' | '[' | ']' | '|' | '~' | '$' | '@' => true,
+            // Headings, lists and underlines of headings.
+            '#' | '-' | '+' | '=' => before.trim().is_empty(),
+            '.' | ')' if !before.is_empty() && before.bytes().all(|byte| byte.is_ascii_digit()) => true,
+            // Addresses become links by themselves.
+            ':' => after.starts_with("//"),
+            '.' => before.to_ascii_lowercase().ends_with("www"),
+            _ => false,
+        };
         match character {
             '&' => escaped.push_str("&amp;"),
             '<' => escaped.push_str("&lt;"),
             '>' => escaped.push_str("&gt;"),
             other => {
-                if other.is_ascii_punctuation() {
+                if is_marked {
                     escaped.push('\\');
                 }
                 escaped.push(other);
@@ -91,9 +104,16 @@ mod tests {
     fn hostile_names_stay_names() {
         assert_eq!(name("pairs.train.jsonl.gz"), "`pairs.train.jsonl.gz`");
         assert_eq!(name("a`b"), "a\\`b");
-        assert_eq!(name("a|b\n---\nlicense: mit"), "a\\|b␊\\-\\-\\-␊license\\: mit");
-        assert_eq!(markdown("<img src=x> & [a](b)"), "&lt;img src\\=x&gt; &amp; \\[a\\]\\(b\\)");
-        assert_eq!(markdown("\u{202e}x\u{0}"), "⟨U\\+202E⟩x␀");
+        assert_eq!(name("a|b\n---\nlicense: mit"), "a\\|b␊---␊license: mit");
+        assert_eq!(markdown("<img src=x> & [a](b)"), "&lt;img src=x&gt; &amp; \\[a\\](b)");
+        assert_eq!(markdown("\u{202e}x\u{0}"), "⟨U+202E⟩x␀");
+        assert_eq!(
+            markdown("https://a.example www.b.example @c"),
+            "https\\://a.example www\\.b.example \\@c"
+        );
+        assert_eq!(markdown("- a"), "\\- a");
+        assert_eq!([markdown("1. a"), markdown("# a")], ["1\\. a", "\\# a"]);
+        assert_eq!(markdown("dpo (beta 0.1), v1.2-rc: a + b"), "dpo (beta 0.1), v1.2-rc: a + b");
     }
 
     #[test]

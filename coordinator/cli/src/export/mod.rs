@@ -20,7 +20,7 @@ use super::client_args::{ClientArgs, job_or_directory};
 use super::local_file::write_atomic;
 use super::stdout;
 use super::ui::local_run::LocalRun;
-use super::ui::run_directory;
+use super::ui::{note_run, run_directory};
 
 /// Maximum number of runs of one report.
 const MAX_RUNS: usize = 64;
@@ -94,6 +94,7 @@ async fn gather_all(args: &ReportArgs, extent: Extent) -> Result<Vec<v1::RunRepo
                 v1::RunReport { directory: folder(directory), ..run }
             }
             None => {
+                note_run(name);
                 let client: &Client = match &client {
                     Some(client) => client,
                     None => client.insert(args.client.connect()?),

@@ -119,6 +119,12 @@ fn local(what: &str) -> Result<Option<PathBuf>> {
 
 fn best_round(run: &Path) -> Result<u64> {
     let path = run.join(RESULT);
+    if !path.exists() {
+        bail!(
+            "the run in {} has not ended, and its models are written at its end; the same `foil run` command resumes it",
+            run.display()
+        );
+    }
     let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let summary: Value =
         serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?;
@@ -168,6 +174,9 @@ mod tests {
         assert!(error.contains("hh/policy@best"), "{error}");
         assert!(local(dir.path().to_str().unwrap()).unwrap_err().to_string().contains("no config.json"));
         assert_eq!(local("hh/policy@best").unwrap(), None, "it is a job's");
+        std::fs::remove_file(run.join(RESULT)).unwrap();
+        let stopped = found("policy@best").unwrap_err().to_string();
+        assert!(stopped.contains("has not ended"), "{stopped}");
         std::fs::write(run.join(RESULT), "{}").unwrap();
         assert!(found("policy@best").unwrap_err().to_string().contains("names no best round"));
     }

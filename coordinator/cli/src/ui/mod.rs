@@ -35,6 +35,7 @@ pub(crate) async fn ui(args: &UiArgs) -> Result<()> {
     if let Some(directory) = args.what.as_deref().map(run_directory).transpose()?.flatten() {
         return serve(directory, args).await;
     }
+    args.what.iter().for_each(|what| note_run(what));
     let client = args.client.connect()?;
     let path = match &args.what {
         None => {
@@ -81,6 +82,17 @@ pub(crate) fn run_directory(what: &str) -> Result<Option<&Path>> {
         bail!("{what} is no directory; give that of a `foil run`, or a job's id or name");
     }
     Ok((is_path || (path.is_dir() && local_run::is_run(path))).then_some(path))
+}
+
+/// Tells of a run of this name in the directory that `foil run` uses by default, since a job is meant.
+pub(crate) fn note_run(name: &str) {
+    let directory = Path::new("runs").join(name);
+    if local_run::is_run(&directory) {
+        let directory = directory.display();
+        stdout::note(&format!(
+            "asking the coordinator for the job {name}; for the run in {directory}, give that path"
+        ));
+    }
 }
 
 /// Prints a page's URL, and opens it if there is a display.
