@@ -211,7 +211,7 @@ pub(crate) fn content_key<T: Row>(row: &T) -> [u8; 32] {
     *hasher.finalize().as_bytes()
 }
 
-fn content_id<T: Row>(row: &T, occurrence: u64) -> u64 {
+pub(crate) fn content_id<T: Row>(row: &T, occurrence: u64) -> u64 {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&content_key(row));
     hasher.update(&occurrence.to_le_bytes());

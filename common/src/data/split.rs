@@ -22,7 +22,7 @@ pub fn draw(
 ) -> HashSet<u64> {
     let Some(limit) = limit else { return ids.into_iter().collect() };
     let lottery = Lottery::new(seed, purpose);
-    let mut drawn: Vec<_> = ids.into_iter().map(|id| (lottery.ticket(&id.to_le_bytes()), id)).collect();
+    let mut drawn: Vec<_> = ids.into_iter().map(|id| (lottery.of_row(id), id)).collect();
     drawn.sort_unstable();
     drawn.truncate(limit);
     drawn.into_iter().map(|(_, id)| id).collect()
@@ -44,16 +44,22 @@ pub fn hold_out<T: Row>(rows: Vec<T>, fraction: f64, seed: u64, purpose: &str) -
 }
 
 /// A pseudo-random order of byte strings: BLAKE3 keyed by (seed, purpose).
-struct Lottery {
+#[derive(Debug)]
+pub struct Lottery {
     key: [u8; 32],
 }
 
 impl Lottery {
-    fn new(seed: u64, purpose: &str) -> Self {
+    pub fn new(seed: u64, purpose: &str) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("foil data split v1");
         hasher.update(&seed.to_le_bytes());
         hasher.update(purpose.as_bytes());
         Lottery { key: *hasher.finalize().as_bytes() }
+    }
+
+    /// The place of a row in the order, by its id.
+    pub fn of_row(&self, id: u64) -> [u8; 32] {
+        self.ticket(&id.to_le_bytes())
     }
 
     fn ticket(&self, item: &[u8]) -> [u8; 32] {

@@ -11,7 +11,7 @@
 
 use bytes::{Bytes, BytesMut};
 use foil_proto::v1;
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use object_store::{ObjectStoreExt, WriteMultipart};
 use serde::Deserialize;
 
@@ -155,6 +155,23 @@ impl Store {
             expected: expected.describe(),
             found: found.describe(),
         })
+    }
+
+    /// Verifies the hash of an object of any size.
+    pub async fn verify_object(&self, object: &v1::Object) -> Result<(), StoreError> {
+        let (size, mut stream) = self.stream(&object.key, 0).await?;
+        let mut hasher = blake3::Hasher::new();
+        while let Some(bytes) = stream.try_next().await? {
+            hasher.update(&bytes);
+        }
+        let (expected, found) =
+            (Digest::from(object), Digest { size, blake3: hasher.finalize().to_hex().to_string() });
+        if expected == found {
+            return Ok(());
+        }
+        metrics::counter!("foil_object_verify_failures_total").increment(1);
+        let (expected, found) = (expected.describe(), found.describe());
+        Err(StoreError::Corrupt { key: object.key.clone(), expected, found })
     }
 
     /// An object and its bytes from `offset` on. They are not verified; a reader that starts at 0 can do so.

@@ -1,18 +1,26 @@
 //! Fetching the files that a specification names.
 
+use std::io;
+use std::ops::Range;
 use std::path::Path;
 
 use bytes::Bytes;
 use foil_common::data::folder::{self, FolderError};
-use foil_common::data::parse::{Budget, ColumnNames, Content, Parsed, SourceFiles, Wanted, parse_sources};
+use foil_common::data::parse::{
+    Budget, Choice, ColumnNames, Content, Parsed, RangeReader, SourceFiles, Wanted, parse_sources,
+};
 use foil_common::input_file;
 use foil_common::spec::{self, DataSource, InputRef, SourceSet};
 use foil_common::storage::{Store, StoreError};
 use foil_proto::v1;
+use tokio::runtime::Handle;
 
 use super::ResolveError;
 use crate::inputs;
 use crate::tenant::Tenant;
+
+/// Size up to which a data file is held in memory.
+const MAX_HELD_BYTES: u64 = 8 << 20;
 
 /// The inputs of a source, with local folders and patterns replaced by their files.
 pub fn expand(inputs: &[InputRef]) -> Result<Vec<InputRef>, FolderError> {
@@ -135,20 +143,21 @@ impl Source {
                 let InputRef::Input { blake3, .. } = input else {
                     return Err(ResolveError::NotUploaded { field, path: name });
                 };
-                let bytes = fetch(field, &name, &uploads.key(blake3), uploads.store).await?;
-                files.push((name, bytes.into()));
+                let content = open_upload(field, &name, &uploads.key(blake3), uploads.store).await?;
+                files.push((name, content));
             }
             opened.push(Opened { files, names: ColumnNames::new(&source.columns) });
         }
         Ok(Self { field, sources: sources.to_vec(), opened })
     }
 
-    /// All rows of the files. Fails if the fraction of bad rows exceeds the allowed one. None if there are no
-    /// files.
+    /// The rows of the files that `choice` keeps. Fails if the fraction of bad rows exceeds the allowed one.
+    /// None if there are no files.
     pub(super) fn parse<T: Wanted>(
         &self,
         max_bad_fraction: f64,
         budget: &mut Budget,
+        choice: &mut dyn Choice<T>,
     ) -> Result<Option<Parsed<T>>, ResolveError> {
         if self.opened.is_empty() {
             return Ok(None);
@@ -158,9 +167,42 @@ impl Source {
             files: files.iter().map(|(name, content)| (name.as_str(), content.clone())).collect(),
             names,
         });
-        let parsed = parse_sources(sources, budget).map_err(fail)?;
+        let parsed = parse_sources(sources, budget, choice).map_err(fail)?;
         parsed.require(self.field, max_bad_fraction).map_err(fail)?;
         Ok(Some(parsed))
+    }
+}
+
+/// An uploaded data file, verified. A large one stays in the store and is read piece by piece.
+async fn open_upload(
+    field: &'static str,
+    name: &str,
+    key: &str,
+    store: &Store,
+) -> Result<Content, ResolveError> {
+    let object = stat(field, name, key, store).await?;
+    if object.size <= MAX_HELD_BYTES {
+        return Ok(store.read_object(&object).await?.into());
+    }
+    store.verify_object(&object).await?;
+    Ok(Content::remote(StoredFile { store: store.clone(), object, runtime: Handle::current() }))
+}
+
+/// A data file in the store. It is read by threads that may block.
+#[derive(Debug)]
+struct StoredFile {
+    store: Store,
+    object: v1::Object,
+    runtime: Handle,
+}
+
+impl RangeReader for StoredFile {
+    fn length(&self) -> u64 {
+        self.object.size
+    }
+
+    fn read(&self, range: Range<u64>) -> io::Result<Bytes> {
+        self.runtime.block_on(self.store.get_range(&self.object.key, range)).map_err(io::Error::other)
     }
 }
 

@@ -5,9 +5,9 @@ use std::collections::HashSet;
 
 use foil_common::data::mixture;
 use foil_common::data::near::NearDuplicates;
-use foil_common::data::parse::Places;
+use foil_common::data::parse::{Choice, Places};
 use foil_common::data::rows::Row;
-use foil_common::data::split::draw;
+use foil_common::data::split::{Lottery, draw};
 use foil_common::spec::{Bounds, DataSource, RowFilter};
 use foil_common::text::{Encoder, Limits, Response};
 
@@ -28,50 +28,55 @@ pub(super) struct Selection<'a> {
 }
 
 impl Selection<'_> {
-    /// The selected rows, in order. `places` maps each row to its source, and `counts` has one entry per
-    /// source.
+    /// What is selected from as files are read. The selection keeps the first rows of each source in the
+    /// seeded order, unless near-duplicates are to be dropped before that, which takes all rows.
+    pub(super) fn choice(&self) -> Chosen<'_> {
+        let lottery = Lottery::new(self.seed, self.set);
+        Chosen { selection: self, lottery, dropped: vec![Vec::new(); self.sources.len()] }
+    }
+
+    /// The selected rows, in order, and the number from each source, of which those beyond the set's limit
+    /// are not among them. `admitted` has the number of rows of each source that the choice admitted,
+    /// `places` maps each row to its source, and `counts` has one entry per source.
     pub(super) fn select<T: Row + Sync>(
         &self,
         mut rows: Vec<T>,
+        mut admitted: Vec<u64>,
         places: &Places,
         counts: &mut [SourceCount],
-    ) -> Vec<T> {
+    ) -> (Vec<T>, Vec<u64>) {
         if let Some(near) = &self.near {
             let reasons = near.of_rows(&rows).into_iter().map(|earlier| earlier.map(|_| NEAR_DUPLICATE));
             rows = retain(rows, reasons.collect(), places, counts);
-        }
-        if self.sources.iter().any(|source| source.filter != RowFilter::default()) {
-            let filter = |row: &T| {
-                let source = self.sources.get(places.source(row.id()).unwrap_or_default());
-                source.and_then(|source| self.fault(source.filter, row))
-            };
-            let reasons = map_in_parallel(&rows, filter);
-            rows = retain(rows, reasons, places, counts);
+            if self.has_filters() {
+                let reasons = map_in_parallel(&rows, |row| {
+                    self.fault(self.sources.get(places.source(row.id())?)?.filter, row)
+                });
+                rows = retain(rows, reasons, places, counts);
+            }
+            admitted = per_source(&rows, places, self.sources.len());
         }
         let limits: Vec<_> = self.sources.iter().map(|source| source.limit).collect();
-        rows = self.draw(rows, &limits, LIMIT, places, counts);
+        let mut selected = bounded(&admitted, &limits, LIMIT, counts);
+        rows = self.draw(rows, &limits, places);
         if self.sources.iter().any(|source| source.weight.is_some()) {
-            let mut available = vec![0; self.sources.len()];
-            for source in rows.iter().filter_map(|row| places.source(row.id())) {
-                available[source] += 1;
-            }
+            let available: Vec<usize> =
+                selected.iter().map(|rows| usize::try_from(*rows).unwrap_or(usize::MAX)).collect();
             let weights: Vec<_> = self.sources.iter().map(|source| source.weight.unwrap_or(1.0)).collect();
             let shares = mixture::shares(&available, &weights, self.limit);
             let shares: Vec<_> = shares.into_iter().map(Some).collect();
-            rows = self.draw(rows, &shares, WEIGHT, places, counts);
+            selected = bounded(&selected, &shares, WEIGHT, counts);
+            rows = self.draw(rows, &shares, places);
         }
-        rows
+        (rows, selected)
+    }
+
+    fn has_filters(&self) -> bool {
+        self.sources.iter().any(|source| source.filter != RowFilter::default())
     }
 
     /// At most the given number of rows from each source, taken first in the set's seeded order.
-    fn draw<T: Row>(
-        &self,
-        rows: Vec<T>,
-        limits: &[Option<usize>],
-        reason: &'static str,
-        places: &Places,
-        counts: &mut [SourceCount],
-    ) -> Vec<T> {
+    fn draw<T: Row>(&self, rows: Vec<T>, limits: &[Option<usize>], places: &Places) -> Vec<T> {
         if limits.iter().all(Option::is_none) {
             return rows;
         }
@@ -80,8 +85,7 @@ impl Selection<'_> {
             let ids = rows.iter().map(Row::id).filter(|id| places.source(*id) == Some(source));
             kept.extend(draw(ids, *limit, self.seed, self.set));
         }
-        let reasons = rows.iter().map(|row| (!kept.contains(&row.id())).then_some(reason)).collect();
-        retain(rows, reasons, places, counts)
+        rows.into_iter().filter(|row| kept.contains(&row.id())).collect()
     }
 
     /// The filter that the row fails, if any.
@@ -119,8 +123,77 @@ impl Selection<'_> {
     }
 }
 
+/// Filters rows and keeps the first of each source while files are read.
+pub(super) struct Chosen<'a> {
+    selection: &'a Selection<'a>,
+    lottery: Lottery,
+    /// Number of dropped rows of each source, by reason.
+    dropped: Vec<Vec<(&'static str, u64)>>,
+}
+
+impl Chosen<'_> {
+    /// Adds the dropped rows to the counts of their sources.
+    pub(super) fn count(self, counts: &mut [SourceCount]) {
+        for (count, dropped) in counts.iter_mut().zip(self.dropped) {
+            dropped.into_iter().for_each(|(reason, rows)| count.drop(reason, rows));
+        }
+    }
+}
+
+impl<T: Row + Sync> Choice<T> for Chosen<'_> {
+    fn admit(&mut self, source: usize, rows: &[T]) -> Vec<bool> {
+        let filter = self.selection.sources.get(source).map(|source| source.filter).unwrap_or_default();
+        if self.selection.near.is_some() || filter == RowFilter::default() {
+            return vec![true; rows.len()];
+        }
+        let faults = map_in_parallel(rows, |row| self.selection.fault(filter, row));
+        let dropped = &mut self.dropped[source];
+        for reason in faults.iter().flatten() {
+            match dropped.iter_mut().find(|(known, _)| *known == *reason) {
+                Some((_, count)) => *count += 1,
+                None => dropped.push((*reason, 1)),
+            }
+        }
+        faults.into_iter().map(|fault| fault.is_none()).collect()
+    }
+
+    fn most(&self, source: usize) -> Option<usize> {
+        let own = self.selection.sources.get(source).and_then(|source| source.limit);
+        let limits = own.into_iter().chain(self.selection.limit);
+        limits.min().filter(|_| self.selection.near.is_none())
+    }
+
+    fn ticket(&self, id: u64) -> [u8; 32] {
+        self.lottery.of_row(id)
+    }
+}
+
+/// The number of rows from each source.
+pub(super) fn per_source<T: Row>(rows: &[T], places: &Places, sources: usize) -> Vec<u64> {
+    let mut found = vec![0; sources];
+    for source in rows.iter().filter_map(|row| places.source(row.id())) {
+        found[source] += 1;
+    }
+    found
+}
+
+/// The number of rows from each source within its limit; those beyond it are counted as dropped.
+fn bounded(
+    rows: &[u64],
+    limits: &[Option<usize>],
+    reason: &'static str,
+    counts: &mut [SourceCount],
+) -> Vec<u64> {
+    let bound = |((rows, limit), count): ((&u64, &Option<usize>), &mut SourceCount)| {
+        let kept = limit.map_or(*rows, |limit| (*rows).min(limit as u64));
+        count.drop(reason, *rows - kept);
+        kept
+    };
+    rows.iter().zip(limits).zip(counts).map(bound).collect()
+}
+
 /// The rows without a reason to drop them; dropped rows are counted by source.
-pub(super) fn retain<T: Row>(
+fn retain<T: Row>(
     rows: Vec<T>,
     reasons: Vec<Option<&'static str>>,
     places: &Places,

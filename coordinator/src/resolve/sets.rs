@@ -15,7 +15,7 @@ use foil_proto::v1;
 
 use super::encoders::Encoders;
 use super::load::{Source, Sources};
-use super::select::Selection;
+use super::select::{Selection, per_source};
 use super::source_counts::{LIMIT, SourceCount};
 use super::{EXAMPLE, Models, ResolveError};
 
@@ -154,43 +154,46 @@ impl Sets {
     ) -> Result<(), ResolveError> {
         let Wanted { source, set: name, limit, encoder } = wanted;
         let field = source.field;
-        if let Some(mut parsed) = source.parse::<T>(reading.max_bad_fraction, reading.budget)? {
-            reading.charge_near(field, &parsed)?;
-            self.warn_skipped(field, &parsed);
-            let examples: Vec<String> = parsed.bad.iter().map(ToString::to_string).collect();
-            self.record_bad_rows(name, parsed.bad_rows, &examples);
-            if !parsed.ignored.is_empty() {
-                self.summary(name).ignored_columns = parsed.ignored.into_keys().collect();
-            }
-            self.summary(name).files = parsed.files.into_iter().map(file_summary).collect();
-            let weighted = source.sources.iter().any(|source| source.weight.is_some());
-            let weights = source.sources.iter().map(|source| weighted.then(|| source.weight.unwrap_or(1.0)));
-            let counts = parsed.sources.iter().zip(weights);
-            let mut counts: Vec<_> = counts.map(|(read, weight)| SourceCount::new(read, weight)).collect();
-            let selection = Selection {
-                sources: &source.sources,
-                seed: reading.seed,
-                set: name,
-                limit,
-                near: reading.near,
-                encoder,
-            };
-            let rows = std::mem::take(&mut parsed.rows);
-            *set(self) = selection.select(rows, &parsed.places, &mut counts);
-            let warnings = counts.iter().filter_map(SourceCount::warning);
-            self.warnings.extend(warnings.map(|warning| format!("{field}: {warning}")));
-            self.places.insert(field, parsed.places);
-            self.sources.insert(field, counts);
+        let selection = Selection {
+            sources: &source.sources,
+            seed: reading.seed,
+            set: name,
+            limit,
+            near: reading.near,
+            encoder,
+        };
+        let mut choice = selection.choice();
+        let parsed = source.parse::<T>(reading.max_bad_fraction, reading.budget, &mut choice)?;
+        let Some(mut parsed) = parsed else {
+            *set(self) = take(std::mem::take(set(self)), limit, reading.seed, name);
+            return Ok(());
+        };
+        reading.charge_near(field, &parsed)?;
+        self.warn_skipped(field, &parsed);
+        let examples: Vec<String> = parsed.bad.iter().map(ToString::to_string).collect();
+        self.record_bad_rows(name, parsed.bad_rows, &examples);
+        if !parsed.ignored.is_empty() {
+            self.summary(name).ignored_columns = parsed.ignored.into_keys().collect();
         }
-        let rows = std::mem::take(set(self));
-        let all: Vec<u64> = rows.iter().map(Row::id).collect();
-        let kept = take(rows, limit, reading.seed, name);
-        if kept.len() < all.len() {
-            let left: HashSet<u64> = kept.iter().map(Row::id).collect();
-            let lost = all.into_iter().filter(|id| !left.contains(id)).map(|id| (id, LIMIT));
-            self.count_lost(field, &lost.collect::<Vec<_>>());
+        self.summary(name).files = parsed.files.into_iter().map(file_summary).collect();
+        let weighted = source.sources.iter().any(|source| source.weight.is_some());
+        let weights = source.sources.iter().map(|source| weighted.then(|| source.weight.unwrap_or(1.0)));
+        let read = parsed.sources.iter().zip(weights);
+        let mut counts: Vec<_> = read.map(|(read, weight)| SourceCount::new(read, weight)).collect();
+        choice.count(&mut counts);
+        let admitted = parsed.sources.iter().map(|read| read.admitted).collect();
+        let rows = std::mem::take(&mut parsed.rows);
+        let (rows, selected) = selection.select(rows, admitted, &parsed.places, &mut counts);
+        let rows = take(rows, limit, reading.seed, name);
+        let warnings = counts.iter().filter_map(SourceCount::warning);
+        self.warnings.extend(warnings.map(|warning| format!("{field}: {warning}")));
+        let kept = per_source(&rows, &parsed.places, counts.len());
+        for (count, (selected, kept)) in counts.iter_mut().zip(selected.into_iter().zip(kept)) {
+            count.drop(LIMIT, selected.saturating_sub(kept));
         }
-        *set(self) = kept;
+        *set(self) = rows;
+        self.places.insert(field, parsed.places);
+        self.sources.insert(field, counts);
         Ok(())
     }
 

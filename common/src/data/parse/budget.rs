@@ -12,17 +12,20 @@ pub struct Budget {
 impl Budget {
     pub const BYTES: u64 = 2 << 30;
 
-    /// Approximate overhead of a row: its keys for deduplication and places, and the unused part of growing
-    /// buffers.
-    const PER_ROW: u64 = 256;
+    /// Approximate overhead of a row: its places, and the unused part of growing buffers.
+    const PER_ROW: u64 = 208;
+    /// Memory of a row's key, which tells whether a later row equals it.
+    const PER_KEY: u64 = 48;
     const PER_MESSAGE: u64 = 48;
 
-    /// Charges rows to the budget; false if they exceed it.
-    pub(super) fn charge<T: Row>(&mut self, rows: &[T]) -> bool {
-        let cost: u64 = rows.iter().map(Self::cost).sum();
-        let enough = cost <= self.left;
-        self.left = self.left.saturating_sub(cost);
-        enough
+    /// Charges a row to the budget; false if it exceeds it.
+    pub(super) fn charge<T: Row>(&mut self, row: &T) -> bool {
+        self.charge_bytes(Self::cost(row) + Self::PER_KEY)
+    }
+
+    /// Returns the charge of a row that is not kept. Its key stays.
+    pub(super) fn refund<T: Row>(&mut self, row: &T) {
+        self.left += Self::cost(row);
     }
 
     /// Charges other memory that is taken for each row; false if it exceeds the budget.
@@ -32,7 +35,7 @@ impl Budget {
         enough
     }
 
-    fn cost<T: Row>(row: &T) -> u64 {
+    pub(super) fn cost<T: Row>(row: &T) -> u64 {
         let messages = &row.prompt().messages;
         let texts = messages.iter().map(|message| message.content.len()).sum::<usize>()
             + row.responses().iter().map(|response| response.len()).sum::<usize>();

@@ -21,6 +21,7 @@
 mod answers;
 mod benchmarks;
 mod budget;
+mod choice;
 mod column_names;
 pub mod columns;
 mod comparison;
@@ -42,9 +43,11 @@ mod stream;
 mod tests;
 
 pub use self::budget::Budget;
+use self::choice::Kept;
+pub use self::choice::{Choice, Everything};
 pub use self::column_names::ColumnNames;
 use self::columns::Purpose;
-pub use self::content::Content;
+pub use self::content::{Content, RangeReader};
 use self::misfit::Misfit;
 pub use self::places::{Place, Places, Position};
 pub use self::stream::{Record, RecordStream};
@@ -116,12 +119,14 @@ pub struct ReadSource {
     pub files: usize,
     pub bad_rows: u64,
     pub skipped: Skipped,
+    /// Number of rows that the choice admits, whether they are kept or not.
+    pub admitted: u64,
 }
 
 /// The rows of one or more files.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parsed<T> {
-    /// In the order of the files, without duplicates, with ids assigned.
+    /// Those that the choice keeps, in the order of the files, without duplicates, with ids assigned.
     pub rows: Vec<T>,
     /// Number of records, good and bad.
     pub records: u64,
@@ -214,49 +219,53 @@ pub fn parse_files<'a, T: Wanted>(
     budget: &mut Budget,
 ) -> Result<Parsed<T>, ParseError> {
     let names = ColumnNames::default();
-    parse_sources(files.into_iter().map(|file| SourceFiles { files: vec![file], names: &names }), budget)
+    let files = files.into_iter().map(|file| SourceFiles { files: vec![file], names: &names });
+    parse_sources(files, budget, &mut Everything)
 }
 
-/// Parses the files of several sources into one set. A row that equals one of an earlier source is left out.
+/// Parses the files of several sources into one set, of whose rows `choice` keeps some. A row that equals one
+/// of an earlier source is left out.
 pub fn parse_sources<'a, T: Wanted>(
     sources: impl IntoIterator<Item = SourceFiles<'a>>,
     budget: &mut Budget,
+    choice: &mut dyn Choice<T>,
 ) -> Result<Parsed<T>, ParseError> {
-    let mut reading = Reading::default();
+    let mut reading =
+        Reading { parsed: Parsed::default(), seen: HashSet::new(), kept: Kept::new(choice), budget };
     for SourceFiles { files, names } in sources {
         let source = reading.parsed.sources.len();
         reading.parsed.sources.push(ReadSource::default());
+        reading.kept.start(source);
         for (file, content) in files {
-            reading.file(file, &content, (source, names), budget)?;
+            reading.file(file, &content, (source, names))?;
+            content.release();
         }
+        reading.parsed.sources[source].admitted = reading.kept.finish(reading.budget);
     }
-    let Reading { mut parsed, origins, .. } = reading;
+    let Reading { mut parsed, kept, .. } = reading;
+    let origins;
+    (parsed.rows, origins) = kept.into_rows();
     assign_ids(&mut parsed.rows);
     parsed.places.assign(parsed.rows.iter().map(Row::id).zip(origins));
     Ok(parsed)
 }
 
 /// Files that are being read into a set.
-struct Reading<T> {
+struct Reading<'a, T> {
+    /// Without rows.
     parsed: Parsed<T>,
-    seen: HashSet<[u8; 32]>,
-    /// One entry for each row.
-    origins: Vec<places::Origin>,
+    /// Half of the content key of every row so far.
+    seen: HashSet<u128>,
+    kept: Kept<'a, T>,
+    budget: &'a mut Budget,
 }
 
-impl<T> Default for Reading<T> {
-    fn default() -> Self {
-        Reading { parsed: Parsed::default(), seen: HashSet::new(), origins: Vec::new() }
-    }
-}
-
-impl<T: Wanted> Reading<T> {
+impl<T: Wanted> Reading<'_, T> {
     fn file(
         &mut self,
         file: &str,
         content: &Content,
         (source, names): (usize, &ColumnNames),
-        budget: &mut Budget,
     ) -> Result<(), ParseError> {
         let parsed = &mut self.parsed;
         let (before, bad_before, skipped) = (parsed.records, parsed.bad_rows, parsed.skipped);
@@ -276,12 +285,10 @@ impl<T: Wanted> Reading<T> {
             });
             match result {
                 Ok(found) => {
-                    let first_new = parsed.rows.len();
-                    parsed.add(found, &mut self.seen);
-                    let new = &parsed.rows[first_new..];
-                    self.origins.extend(new.iter().map(|_| origin));
-                    if !budget.charge(new) {
-                        return Err(ParseError::TooLarge { place: parsed.places.name(origin) });
+                    for row in parsed.new_rows(found, &mut self.seen) {
+                        if !self.kept.add(row, origin, self.budget) {
+                            return Err(ParseError::TooLarge { place: parsed.places.name(origin) });
+                        }
                     }
                 }
                 Err(what) => {
@@ -309,6 +316,13 @@ impl<T: Wanted> Reading<T> {
         parsed.sources[source].add(file, bad_rows, skipped);
         Ok(())
     }
+}
+
+/// Half of a hash, which is enough to tell rows apart.
+fn half(key: [u8; 32]) -> u128 {
+    let mut low = [0; 16];
+    low.copy_from_slice(&key[..16]);
+    u128::from_le_bytes(low)
 }
 
 impl Skipped {
@@ -367,20 +381,18 @@ impl<T> Default for Found<T> {
 }
 
 impl<T: Wanted> Parsed<T> {
-    fn add(&mut self, mut found: Found<T>, seen: &mut HashSet<[u8; 32]>) {
+    /// Counts what a record held, and returns its rows that are new.
+    fn new_rows(&mut self, mut found: Found<T>, seen: &mut HashSet<u128>) -> Vec<T> {
         self.skipped.ties += found.ties;
         self.skipped.spare_answers += found.spare_answers;
         self.skipped.undesirable += found.undesirable;
         found.ignored.sort_unstable();
         found.ignored.dedup();
         self.ignore(found.ignored, 1);
-        for row in found.rows {
-            if seen.insert(content_key(&row)) {
-                self.rows.push(row);
-            } else {
-                self.skipped.duplicates += 1;
-            }
-        }
+        let before = found.rows.len();
+        found.rows.retain(|row| seen.insert(half(content_key(row))));
+        self.skipped.duplicates += (before - found.rows.len()) as u64;
+        found.rows
     }
 
     /// Counts unread columns, which `records` records have.

@@ -60,6 +60,28 @@ async fn resolved(wire: v1::JobSpec, store: &Store) -> Result<Resolved, ResolveE
 }
 
 #[tokio::test]
+async fn a_large_file_is_read_in_the_store_with_the_same_result() {
+    let store = Store::in_memory();
+    let small = golden("a", "prompt", 60);
+    // An ignored column makes it too large to be held.
+    let note = "x".repeat(200_000);
+    let large: String =
+        small.lines().map(|row| row.replace('}', &format!(",\"note\":\"{note}\"}}\n"))).collect();
+    let mut found = Vec::new();
+    for text in [small, large] {
+        let path = input(&store, "a.jsonl", text).await;
+        let one = |sources: &mut Vec<v1::DataSourceSpec>| {
+            *sources = vec![v1::DataSourceSpec { limit: 30, ..source("golden", path) }];
+        };
+        let resolved = resolved(mixed(&store, one).await, &store).await.unwrap();
+        assert_eq!(dropped(&resolved, 0), [("limit".to_owned(), 30)]);
+        found.push(golden_ids(&resolved, &store).await);
+    }
+    assert!(!found[0].is_empty());
+    assert_eq!(found[0], found[1]);
+}
+
+#[tokio::test]
 async fn filters_that_leave_no_row_are_to_be_loosened() {
     let store = Store::in_memory();
     let filter = |sources: &mut Vec<v1::DataSourceSpec>| {

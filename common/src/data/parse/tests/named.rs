@@ -12,7 +12,7 @@ fn names(pairs: &[(&str, &str)]) -> ColumnNames {
 
 fn read<T: Wanted>(file: &str, bytes: &[u8], names: &ColumnNames) -> Result<Parsed<T>, ParseError> {
     let source = SourceFiles { files: vec![(file, memory(bytes))], names };
-    parse_sources([source], &mut Budget::default())
+    parse_sources([source], &mut Budget::default(), &mut Everything)
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn what_sources_give_is_counted_for_each() {
         },
         SourceFiles { files: vec![("two", file(two))], names: &renamed },
     ];
-    let parsed: Parsed<GoldenRow> = parse_sources(sources, &mut Budget::default()).unwrap();
+    let parsed: Parsed<GoldenRow> = parse_sources(sources, &mut Budget::default(), &mut Everything).unwrap();
     let skipped = |duplicates, spare_answers| Skipped { duplicates, spare_answers, ..Skipped::default() };
     let source = |first: &str, files, bad_rows, skipped| ReadSource {
         first_file: first.into(),
