@@ -89,13 +89,17 @@ fn what_sources_give_is_counted_for_each() {
     ];
     let parsed: Parsed<GoldenRow> = parse_sources(sources, &mut Budget::default(), &mut Everything).unwrap();
     let skipped = |duplicates, spare_answers| Skipped { duplicates, spare_answers, ..Skipped::default() };
-    let source = |first: &str, files, bad_rows, skipped| ReadSource {
+    let source = |first: &str, files, bad_rows, skipped, admitted| ReadSource {
         first_file: first.into(),
         files,
         bad_rows,
         skipped,
+        admitted,
     };
-    assert_eq!(parsed.sources, [source("one", 2, 1, skipped(1, 0)), source("two", 1, 0, skipped(1, 1))]);
+    assert_eq!(
+        parsed.sources,
+        [source("one", 2, 1, skipped(1, 0), 2), source("two", 1, 0, skipped(1, 1), 1)]
+    );
     let from: Vec<_> =
         parsed.rows.iter().map(|row| (row.golden.as_str(), parsed.places.source(row.id))).collect();
     assert_eq!(from, [("1", Some(0)), ("4", Some(0)), ("2", Some(1))]);
