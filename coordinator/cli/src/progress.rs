@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use foil_common::plural::counted;
 use foil_common::rpc::artifacts::Moved;
@@ -40,6 +40,9 @@ pub(crate) struct Progress {
     queued_shown: bool,
     /// The last reason shown for waiting.
     wait_reason: String,
+    /// When this run resumed the job, in Unix seconds: earlier notices were shown by the run that they are
+    /// of.
+    resumed_at: Option<i64>,
 }
 
 enum Display {
@@ -91,6 +94,7 @@ impl Progress {
             done: 0,
             queued_shown: false,
             wait_reason: String::new(),
+            resumed_at: None,
         }
     }
 
@@ -122,7 +126,16 @@ impl Progress {
     pub(crate) fn resumes(&mut self, phases: u32) {
         // That it was queued before is not news.
         self.queued_shown = true;
+        self.resumed_at =
+            SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs().cast_signed());
         self.line(&format!("resuming after {}", counted(phases, "phase")));
+    }
+
+    /// Whether an event is a notice from before the job resumed.
+    pub(crate) fn is_past_notice(&self, event: &v1::JobEvent) -> bool {
+        let at = event.at.as_ref().map(|at| at.seconds);
+        matches!(event.event, Some(Event::Notice(_)))
+            && at.zip(self.resumed_at).is_some_and(|(at, resumed)| at < resumed)
     }
 
     /// A bar of bytes, which the caller advances and finishes.
@@ -305,6 +318,22 @@ mod tests {
         let display = |reserved| Progress::on(ProgressDrawTarget::hidden(), reserved).display;
         assert!(matches!(display(true), Display::Lines(Sink::Stderr)));
         assert!(matches!(display(false), Display::Lines(Sink::Stdout)));
+    }
+
+    #[test]
+    fn a_resumed_run_does_not_repeat_earlier_notices() {
+        let at = |seconds, event| v1::JobEvent {
+            at: Some(pbjson_types::Timestamp { seconds, nanos: 0 }),
+            event: Some(event),
+            ..Default::default()
+        };
+        let notice = || Event::Notice(v1::Notice::default());
+        let mut progress = Progress::on(ProgressDrawTarget::hidden(), true);
+        assert!(!progress.is_past_notice(&at(1, notice())));
+        progress.resumes(3);
+        assert!(progress.is_past_notice(&at(1, notice())));
+        assert!(!progress.is_past_notice(&at(i64::MAX, notice())));
+        assert!(!progress.is_past_notice(&at(1, Event::PhaseCommitted(v1::PhaseCommitted::default()))));
     }
 
     #[test]

@@ -21,7 +21,9 @@ pub(crate) trait Observer {
 
 impl Observer for Progress {
     fn event(&mut self, event: &v1::JobEvent) -> Result<()> {
-        event.event.iter().for_each(|event| self.event(event));
+        if !self.is_past_notice(event) {
+            event.event.iter().for_each(|event| self.event(event));
+        }
         Ok(())
     }
 
