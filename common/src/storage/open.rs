@@ -11,6 +11,7 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
+use object_store::signer::Signer;
 use object_store::{ClientConfigKey, ObjectStore, ObjectStoreScheme, RetryConfig};
 use url::Url;
 
@@ -42,13 +43,13 @@ impl Store {
             fail(reason(&error), "check the URL and the provider's credentials in the environment")
         };
         let mut is_ordered = true;
-        let inner: Arc<dyn ObjectStore> = match scheme {
+        let (inner, signer): (Arc<dyn ObjectStore>, Option<Arc<dyn Signer>>) = match scheme {
             ObjectStoreScheme::Local => {
                 let path =
                     url.to_file_path().map_err(|()| fail("it names no local directory".into(), KINDS))?;
                 return open_directory(&path);
             }
-            ObjectStoreScheme::Memory => Arc::new(InMemory::new()),
+            ObjectStoreScheme::Memory => (Arc::new(InMemory::new()), None),
             ObjectStoreScheme::AmazonS3 => {
                 let builder = AmazonS3Builder::from_env().with_url(url.as_str()).with_retry(inner_retries());
                 let value = |key| builder.get_config_value(&key);
@@ -57,12 +58,12 @@ impl Store {
                     .map_err(|reason| fail(reason, "set AWS_ALLOW_HTTP=true on a network that you trust"))?;
                 // A directory bucket.
                 is_ordered = value(AmazonS3ConfigKey::S3Express).as_deref() != Some("true");
-                Arc::new(builder.build().map_err(credentials)?)
+                signing(builder.build().map_err(credentials)?)
             }
             ObjectStoreScheme::GoogleCloudStorage => {
                 let builder =
                     GoogleCloudStorageBuilder::from_env().with_url(url.as_str()).with_retry(inner_retries());
-                Arc::new(builder.build().map_err(credentials)?)
+                signing(builder.build().map_err(credentials)?)
             }
             ObjectStoreScheme::MicrosoftAzure => {
                 let builder =
@@ -72,13 +73,21 @@ impl Store {
                 check_endpoint(value(AzureConfigKey::Endpoint), allowed).map_err(|reason| {
                     fail(reason, "set AZURE_ALLOW_HTTP=true on a network that you trust")
                 })?;
-                Arc::new(builder.build().map_err(credentials)?)
+                signing(builder.build().map_err(credentials)?)
             }
             _ => return Err(fail(format!("{:?} is not a kind of store Foil knows", url.scheme()), KINDS)),
         };
-        let store = Self::new(inner, prefix, redact::secrets(url_or_directory).into_owned());
+        let mut store = Self::new(inner, prefix, redact::secrets(url_or_directory).into_owned());
+        if let Some(signer) = signer {
+            store = store.with_signer(signer);
+        }
         Ok(if is_ordered { store } else { store.unordered() })
     }
+}
+
+fn signing<T: ObjectStore + Signer>(backend: T) -> (Arc<dyn ObjectStore>, Option<Arc<dyn Signer>>) {
+    let backend = Arc::new(backend);
+    (Arc::clone(&backend) as Arc<dyn ObjectStore>, Some(backend))
 }
 
 /// Refuses an endpoint without TLS, unless it is allowed: the provider's client would refuse it only at the

@@ -19,6 +19,7 @@ use super::model_export::ExportArgs;
 use super::output::OutputArgs;
 use super::probe::ProbeArgs;
 use super::queue_args::{ListArgs, QueueArgs, SchedulingArgs};
+use super::size::SizeOrOff;
 use super::store::StoreCommand;
 use super::tenants::TenantsCommand;
 use super::token::TokenArgs;
@@ -276,6 +277,11 @@ pub(crate) struct ServeArgs {
     /// Memory limit for reading one job's inputs, which happens in a child process.
     #[arg(long, value_name = "SIZE", default_value = "4GiB", value_parser = crate::size::bytes)]
     pub(crate) input_memory: u64,
+    /// Size from which ranks read objects, such as models, from the store itself instead of through the
+    /// coordinator, or off. For S3, GCS and Azure stores: ranks get URLs that expire after 15 minutes, and
+    /// no credentials. A rank that cannot reach the store reads through the coordinator.
+    #[arg(long, value_name = "SIZE", default_value = "16MiB", value_parser = crate::size::bytes_or_off)]
+    pub(crate) direct_reads: SizeOrOff,
     /// Period of garbage collection in the store, such as 12h, or off. It deletes inputs that no job names,
     /// a day after their last upload, and remains of deleted jobs. `foil store gc` collects immediately.
     #[arg(long, value_name = "PERIOD", default_value = "24h", value_parser = duration::interval)]

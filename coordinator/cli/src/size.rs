@@ -24,6 +24,21 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     }
 }
 
+/// A size, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SizeOrOff(pub(crate) Option<u64>);
+
+/// Parses a size, or `off`.
+///
+/// # Errors
+/// The text is neither.
+pub(crate) fn bytes_or_off(text: &str) -> Result<SizeOrOff, String> {
+    match text.trim() {
+        "off" => Ok(SizeOrOff(None)),
+        text => bytes(text).map(|size| SizeOrOff(Some(size))).map_err(|error| format!("{error}, or off")),
+    }
+}
+
 /// A number of bytes in its largest unit: 512 B, 1.5 MiB.
 pub(crate) fn text(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
@@ -60,5 +75,8 @@ mod tests {
         for wrong in ["80 apples", "GiB", "", "-3GiB", "0GiB", "1.2.3MB"] {
             assert!(bytes(wrong).is_err(), "{wrong}");
         }
+        assert_eq!(bytes_or_off("off"), Ok(SizeOrOff(None)));
+        assert_eq!(bytes_or_off("16MiB"), Ok(SizeOrOff(Some(16 << 20))));
+        assert!(bytes_or_off("no").unwrap_err().ends_with(", or off"));
     }
 }

@@ -91,6 +91,8 @@ pub struct Serve {
     pub collect_garbage_every: Option<Duration>,
     /// Experiment trackers that jobs may name.
     pub trackers: trackers::Config,
+    /// Size from which ranks read objects from the store itself, if it has URLs; never if not given.
+    pub direct_reads: Option<u64>,
     /// Shows whether this coordinator leads.
     pub leadership: LeadershipHandle,
 }
@@ -114,6 +116,7 @@ impl Serve {
             resolver,
             collect_garbage_every: None,
             trackers: trackers::Config::default(),
+            direct_reads: None,
             leadership: LeadershipHandle::default(),
         }
     }
@@ -159,6 +162,7 @@ pub async fn serve(
         resolver,
         collect_garbage_every,
         trackers,
+        direct_reads,
         leadership,
     } = options;
     let (in_use, clock) = (InUse::default(), Clock::start());
@@ -179,6 +183,7 @@ pub async fn serve(
         results,
         trackers,
         board,
+        direct_reads,
     };
     let origins = Origins::new(auth.is_some(), &address);
     let gate = Gate::new(auth, audit, leadership.clone(), clock);
@@ -252,6 +257,7 @@ struct Services {
     results: ResultsService,
     trackers: trackers::Config,
     board: Board,
+    direct_reads: Option<u64>,
 }
 
 async fn routes(
@@ -270,6 +276,7 @@ async fn routes(
         results,
         trackers,
         board,
+        direct_reads,
     } = services;
     let (health, health_service) = tonic_health::server::health_reporter();
     set_health(&health, false).await;
@@ -296,6 +303,8 @@ async fn routes(
     let trackers =
         TrackersServer::new(TrackersService::new(leadership.clone(), store.clone(), trackers, board));
     let workers = WorkersServer::new(WorkersService::new(leadership.clone(), &store, allow_version_skew));
+    let artifacts = ArtifactsService::new(store.clone(), leadership.clone(), in_use);
+    let artifacts = artifacts.with_direct_reads(direct_reads);
     let services = Routes::new(health_service)
         .add_service(reflection)
         .add_service(older_reflection)
@@ -307,7 +316,7 @@ async fn routes(
         .add_service(tenants.max_decoding_message_size(SMALL_REQUEST_BYTES))
         .add_service(trackers.max_decoding_message_size(SMALL_REQUEST_BYTES))
         .add_service(workers.max_decoding_message_size(REPORT_BYTES))
-        .add_service(ArtifactsService::new(store.clone(), leadership.clone(), in_use).into_server());
+        .add_service(artifacts.into_server());
     let readiness = move || leadership.readiness(store.trouble());
     Ok(web::merge(services, web::router(metrics, run_directory, readiness)))
 }

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tonic::Status;
 use ulid::Ulid;
 
+use super::direct::DirectReads;
 use super::{LeaderChannel, Moved, TransferError, backoff, client, file_name, note};
 use crate::storage::object::Digest;
 
@@ -21,7 +22,7 @@ const STALL: Duration = Duration::from_secs(120);
 /// Downloads and verifies an object that fits in memory.
 pub async fn download_bytes(line: &LeaderChannel, object: &v1::Object) -> Result<Bytes, TransferError> {
     let mut bytes = BytesMut::new();
-    download(line, object, async |data: Bytes| {
+    download(line, object, None, async |data: Bytes| {
         bytes.extend_from_slice(&data);
         Ok(())
     })
@@ -37,18 +38,19 @@ pub async fn download_to_file(
     path: &Path,
     moved: &Moved,
 ) -> Result<(), TransferError> {
-    download_file(line, object, path, moved, Lasting::Synced).await
+    download_file(line, object, None, path, moved, Lasting::Synced).await
 }
 
 /// Downloads an object to a cache file of this process, which need not survive the machine: there is no
-/// fsync.
+/// fsync. A rank reads a large object from the store itself, if it can.
 pub async fn download_to_cache(
     line: &LeaderChannel,
     object: &v1::Object,
+    direct: &DirectReads,
     path: &Path,
     moved: &Moved,
 ) -> Result<(), TransferError> {
-    download_file(line, object, path, moved, Lasting::Cached).await
+    download_file(line, object, Some(direct), path, moved, Lasting::Cached).await
 }
 
 /// Whether a file is synced to disk.
@@ -61,6 +63,7 @@ enum Lasting {
 async fn download_file(
     line: &LeaderChannel,
     object: &v1::Object,
+    direct: Option<&DirectReads>,
     path: &Path,
     moved: &Moved,
     lasting: Lasting,
@@ -70,7 +73,7 @@ async fn download_file(
         tokio::fs::create_dir_all(parent).await.map_err(fail)?;
     }
     let partial = path.with_file_name(format!(".{}.{}.part", file_name(path), Ulid::new()));
-    let written = download_into(line, object, &partial, moved, lasting).await;
+    let written = download_into(line, object, direct, &partial, moved, lasting).await;
     let placed = match written {
         Ok(()) => tokio::fs::rename(&partial, path).await.map_err(fail),
         Err(error) => Err(error),
@@ -86,13 +89,14 @@ async fn download_file(
 async fn download_into(
     line: &LeaderChannel,
     object: &v1::Object,
+    direct: Option<&DirectReads>,
     partial: &Path,
     moved: &Moved,
     lasting: Lasting,
 ) -> Result<(), TransferError> {
     let fail = |source| TransferError::File { path: partial.to_owned(), source };
     let mut file = File::create(partial).await.map_err(fail)?;
-    download(line, object, async |data: Bytes| {
+    download(line, object, direct, async |data: Bytes| {
         file.write_all(&data).await.map_err(fail)?;
         moved(data.len() as u64);
         Ok(())
@@ -109,13 +113,14 @@ async fn download_into(
 async fn download(
     line: &LeaderChannel,
     object: &v1::Object,
+    direct: Option<&DirectReads>,
     mut sink: impl AsyncFnMut(Bytes) -> Result<(), TransferError>,
 ) -> Result<(), TransferError> {
     let mut hasher = blake3::Hasher::new();
     let (mut pauses, mut since): (ExponentialBackoff, _) = (backoff().build(), Instant::now());
     loop {
         let before = hasher.count();
-        let Err(error) = download_rest(line, object, &mut hasher, &mut sink).await else { break };
+        let Err(error) = download_rest(line, object, direct, &mut hasher, &mut sink).await else { break };
         let advanced = hasher.count() > before;
         if advanced {
             (pauses, since) = (backoff().build(), Instant::now());
@@ -138,12 +143,14 @@ async fn download(
 async fn download_rest(
     line: &LeaderChannel,
     object: &v1::Object,
+    direct: Option<&DirectReads>,
     hasher: &mut blake3::Hasher,
     sink: &mut impl AsyncFnMut(Bytes) -> Result<(), TransferError>,
 ) -> Result<(), TransferError> {
     let key = &object.key;
     let failed = |status| TransferError::from_status(key, status);
-    let message = v1::GetRequest { key: key.clone(), offset: hasher.count() };
+    let direct = direct.filter(|direct| direct.is_on());
+    let message = v1::GetRequest { key: key.clone(), offset: hasher.count(), by_url: direct.is_some() };
     // The coordinator may wait for a free slot before it answers, but not for long.
     let opened = tokio::time::timeout(STALL, client(line).get(message)).await;
     let opened = opened.unwrap_or_else(|_| Err(Status::unavailable("the download does not begin")));
@@ -155,18 +162,55 @@ async fn download_rest(
         if let Some(there) = &response.object {
             check(object, &Digest::from(there))?;
         }
-        if hasher.count() + response.data.len() as u64 > object.size {
-            let found =
-                Digest { size: hasher.count() + response.data.len() as u64, blake3: "unknown".to_owned() };
-            return check(object, &found);
+        if let Some(direct) = direct.filter(|_| !response.url.is_empty()) {
+            read_direct(direct, &response.url, object, hasher, sink).await?;
+            break;
         }
-        sink(response.data.clone()).await?;
-        hasher.update(&response.data);
+        take(response.data, object, hasher, sink).await?;
     }
     if hasher.count() == object.size {
         return Ok(());
     }
     Err(failed(Status::unavailable("the download ended early")))
+}
+
+/// Reads the rest of an object by URL. A failure of the store is one that passes: the rest then comes through
+/// the coordinator.
+async fn read_direct(
+    direct: &DirectReads,
+    url: &str,
+    object: &v1::Object,
+    hasher: &mut blake3::Hasher,
+    sink: &mut impl AsyncFnMut(Bytes) -> Result<(), TransferError>,
+) -> Result<(), TransferError> {
+    let failed = |reason: String| {
+        direct.fail(&reason);
+        TransferError::from_status(&object.key, Status::unavailable(reason))
+    };
+    let mut bytes = direct.read(url, hasher.count()).await.map_err(failed)?;
+    while let Some(data) = bytes.next().await.map_err(failed)? {
+        take(data, object, hasher, sink).await?;
+    }
+    match hasher.count() == object.size {
+        true => Ok(()),
+        false => Err(failed("the store ended the object early".to_owned())),
+    }
+}
+
+/// Passes on bytes of an object, which has no more than its size.
+async fn take(
+    data: Bytes,
+    object: &v1::Object,
+    hasher: &mut blake3::Hasher,
+    sink: &mut impl AsyncFnMut(Bytes) -> Result<(), TransferError>,
+) -> Result<(), TransferError> {
+    let size = hasher.count() + data.len() as u64;
+    if size > object.size {
+        return check(object, &Digest { size, blake3: "unknown".to_owned() });
+    }
+    sink(data.clone()).await?;
+    hasher.update(&data);
+    Ok(())
 }
 
 fn check(expected: &v1::Object, found: &Digest) -> Result<(), TransferError> {

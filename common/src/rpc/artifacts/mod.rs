@@ -6,6 +6,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "retries end by the clock")]
 
+mod direct;
 mod download;
 mod error;
 
@@ -28,6 +29,7 @@ use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 use tonic::Code;
 
+pub use self::direct::DirectReads;
 pub use self::download::{download_bytes, download_to_cache, download_to_file};
 pub use self::error::TransferError;
 use super::{DATA_BYTES, LeaderChannel, MESSAGE_BYTES, UNARY_DEADLINE, backoff, request};

@@ -47,6 +47,9 @@ const DOWNLOADS: usize = 64;
 /// Timeout for an upload's first message.
 const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Validity of URLs by which ranks read objects; a read that is interrupted later gets another one.
+const URL_VALIDITY: Duration = Duration::from_secs(15 * 60);
+
 /// A download whose reader consumes nothing for this long is aborted.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -63,6 +66,8 @@ pub struct ArtifactsService {
     downloads: Slots,
     log_bounds: LogBounds,
     upload_quota: UploadQuota,
+    /// Size from which objects are read by URL, where the store has URLs.
+    direct_reads: Option<u64>,
 }
 
 impl ArtifactsService {
@@ -77,7 +82,14 @@ impl ArtifactsService {
             client_uploads: Slots::new(CLIENT_UPLOADS),
             log_uploads: Slots::new(LOG_UPLOADS),
             downloads: Slots::new(DOWNLOADS),
+            direct_reads: None,
         }
+    }
+
+    /// Lets ranks read objects of at least this size from the store itself.
+    #[must_use]
+    pub fn with_direct_reads(self, direct_reads: Option<u64>) -> Self {
+        Self { direct_reads, ..self }
     }
 
     /// The service for a tonic server, with its message limits.
@@ -149,8 +161,20 @@ impl Artifacts for ArtifactsService {
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<Self::GetStream>, Status> {
         self.attempts.serving()?;
         let (caller, rank) = (caller(&request)?, RankClaim::of(request.metadata()));
-        let v1::GetRequest { key, offset } = request.into_inner();
+        let v1::GetRequest { key, offset, by_url } = request.into_inner();
         let stored = access::may_read(&key, &caller, rank.as_ref(), &*self.attempts).await?;
+        if by_url
+            && rank.is_some()
+            && let Some((object, url)) = self.direct(&stored).await?
+        {
+            metrics::counter!("foil_direct_reads_total").increment(1);
+            let only =
+                v1::GetResponse { object: Some(v1::Object { key, ..object }), url, ..Default::default() };
+            let (sender, receiver) = mpsc::channel(1);
+            // The receiver exists, and there is room for one message.
+            let _ = sender.try_send(Ok(only));
+            return Ok(Response::new(ReceiverStream::new(receiver)));
+        }
         let slot = self.downloads.take().await?;
         let (object, bytes) =
             self.store.stream_object(&stored, offset).await.map_err(|error| from_store(&error))?;
@@ -179,6 +203,22 @@ fn is_log(begin: &v1::PutBegin) -> bool {
 }
 
 impl ArtifactsService {
+    /// A large object and the URL by which a rank reads it; `None` if the object goes through this service.
+    async fn direct(&self, key: &str) -> Result<Option<(v1::Object, String)>, Status> {
+        let Some(min) = self.direct_reads else { return Ok(None) };
+        let object = self.store.stat_object(key).await.map_err(|error| from_store(&error))?;
+        if object.size < min {
+            return Ok(None);
+        }
+        match self.store.read_url(key, URL_VALIDITY).await {
+            Ok(url) => Ok(url.map(|url| (object, url))),
+            Err(error) => {
+                tracing::warn!(%error, "the store signs no URL; the object is sent instead");
+                Ok(None)
+            }
+        }
+    }
+
     /// Stores a part of a rank's log, and keeps all logs within their limits.
     async fn put_log(
         &self,
@@ -282,7 +322,7 @@ type Message = Result<v1::GetResponse, Status>;
 
 /// Sends the object's metadata, then its bytes, as fast as the reader consumes them.
 async fn send(object: v1::Object, mut bytes: ByteStream, sender: mpsc::Sender<Message>, slot: Slot) {
-    let first = v1::GetResponse { object: Some(object), data: Bytes::new() };
+    let first = v1::GetResponse { object: Some(object), ..Default::default() };
     let mut sent = send_message(&slot, &sender, Ok(first)).await;
     while sent.is_ok()
         && let Some(next) = bytes.next().await
@@ -316,7 +356,7 @@ async fn send_data(mut data: Bytes, sender: &mpsc::Sender<Message>, slot: &Slot)
         let data = data.split_to(data.len().min(DATA_BYTES));
         metrics::counter!("foil_artifact_bytes_total", "direction" => "out").increment(data.len() as u64);
         let size = data.len();
-        send_message(slot, sender, Ok(v1::GetResponse { object: None, data })).await?;
+        send_message(slot, sender, Ok(v1::GetResponse { data, ..Default::default() })).await?;
         slot.moved(size);
     }
     Ok(())

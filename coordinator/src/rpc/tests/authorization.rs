@@ -267,7 +267,7 @@ async fn objects_of_another_tenant_do_not_exist() {
             ("meta/log/00000000000000000001".to_owned(), false),
         ] {
             let stat = artifacts.stat(v1::StatRequest { key: key.clone() }).await;
-            let get = artifacts.get(v1::GetRequest { key: key.clone(), offset: 0 }).await;
+            let get = artifacts.get(v1::GetRequest { key: key.clone(), ..Default::default() }).await;
             let refused =
                 [stat.map(drop), get.map(drop)].map(|answer| answer.err().map(|status| status.code()));
             let expected = match role {

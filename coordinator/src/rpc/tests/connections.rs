@@ -59,7 +59,7 @@ async fn a_reader_that_does_not_read_is_disconnected() {
     let slow =
         Channel::from_shared(format!("http://{}", coordinator.address)).unwrap().connect().await.unwrap();
     let mut slow = ArtifactsClient::new(slow).max_decoding_message_size(2 << 20);
-    let request = v1::GetRequest { key: object.key, offset: 0 };
+    let request = v1::GetRequest { key: object.key, ..Default::default() };
     let mut stream = slow.get(request).await.unwrap().into_inner();
     stream.message().await.unwrap();
     tokio::time::sleep(Duration::from_secs(5)).await;

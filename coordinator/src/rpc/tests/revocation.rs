@@ -50,7 +50,7 @@ async fn the_streams_of_a_token_end_when_it_is_taken_away_and_no_others() {
     let agent = WorkersClient::new(site.of("vision", Role::Agent));
     let mut commands = { agent }.agent(messages).await.unwrap().into_inner();
     assert!(commands.message().await.unwrap().is_some(), "the agent is welcomed");
-    let request = v1::GetRequest { key: "jobs/j1/data/large".into(), offset: 0 };
+    let request = v1::GetRequest { key: "jobs/j1/data/large".into(), ..Default::default() };
     let download = ArtifactsClient::new(site.of("vision", Role::Viewer)).max_decoding_message_size(2 << 20);
     let download = { download }.get(request).await.unwrap().into_inner();
 

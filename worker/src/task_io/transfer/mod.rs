@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use foil_common::activity::Activity;
 use foil_common::rpc::LeaderChannel;
-use foil_common::rpc::artifacts::{self, Moved, TransferError, Writer};
+use foil_common::rpc::artifacts::{self, DirectReads, Moved, TransferError, Writer};
 use foil_common::storage::object::Digest;
 use tokio::runtime::Handle;
 
@@ -22,11 +22,12 @@ pub(crate) struct Transfer {
     channel: LeaderChannel,
     writer: Writer,
     reports: Reporter,
+    direct: Arc<DirectReads>,
 }
 
 impl Transfer {
     pub(crate) fn new(runtime: Handle, channel: LeaderChannel, writer: Writer, reports: Reporter) -> Self {
-        Self { runtime, channel, writer, reports }
+        Self { runtime, channel, writer, reports, direct: Arc::default() }
     }
 
     /// Reports `bytes` as they are transferred.
@@ -61,7 +62,7 @@ impl ObjectStore for Transfer {
         let moved = self.moved(Activity::Downloading, object.size);
         self.wait(
             &object.key,
-            artifacts::download_to_cache(&self.channel, &object.clone().into(), file, &moved),
+            artifacts::download_to_cache(&self.channel, &object.clone().into(), &self.direct, file, &moved),
         )
     }
 

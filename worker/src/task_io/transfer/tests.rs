@@ -39,7 +39,7 @@ impl Artifacts for SlowStore {
             let object = Some(object.clone());
             async {
                 tokio::time::sleep(PAUSE).await;
-                Ok(v1::GetResponse { object, data: data.into() })
+                Ok(v1::GetResponse { object, data: data.into(), ..Default::default() })
             }
         });
         Ok(Response::new(Box::pin(messages)))

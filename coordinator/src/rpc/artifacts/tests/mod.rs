@@ -19,6 +19,7 @@ use crate::auth::Principal;
 use crate::rpc::auth::Caller;
 
 mod broken;
+mod direct;
 mod quota;
 mod tenants;
 
@@ -88,7 +89,10 @@ async fn server_for(principal: Principal, store: Store) -> TestServer {
 
 /// A channel to the service for calls by this principal.
 async fn serve(principal: Principal, store: Store, attempts: impl AttemptCheck) -> LeaderChannel {
-    let service = ArtifactsService::new(store, attempts, InUse::default());
+    serve_with(principal, ArtifactsService::new(store, attempts, InUse::default())).await
+}
+
+async fn serve_with(principal: Principal, service: ArtifactsService) -> LeaderChannel {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let caller = Caller::new(principal);
@@ -206,7 +210,7 @@ async fn a_download_starts_at_any_offset() {
     let bytes = body(5 << 20, 3);
     let object = upload_input_bytes(&server.channel, bytes.clone()).await.unwrap();
     for offset in [0, 1, (3 << 20) + 7, 5 << 20] {
-        let request = v1::GetRequest { key: object.key.clone(), offset };
+        let request = v1::GetRequest { key: object.key.clone(), offset, by_url: false };
         let mut stream =
             ArtifactsClient::new(server.channel.clone()).get(request).await.unwrap().into_inner();
         let first = stream.message().await.unwrap().unwrap();
@@ -218,7 +222,7 @@ async fn a_download_starts_at_any_offset() {
         }
         assert_eq!(rest, bytes[usize::try_from(offset).unwrap()..]);
     }
-    let beyond = v1::GetRequest { key: object.key, offset: (5 << 20) + 1 };
+    let beyond = v1::GetRequest { key: object.key, offset: (5 << 20) + 1, by_url: false };
     let status = ArtifactsClient::new(server.channel).get(beyond).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
 }

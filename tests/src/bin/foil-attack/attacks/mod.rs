@@ -199,7 +199,7 @@ async fn steady_upload(aim: Aim) {
 }
 
 async fn unread_download(aim: Aim) {
-    let request = v1::GetRequest { key: aim.object.key.clone(), offset: 0 };
+    let request = v1::GetRequest { key: aim.object.key.clone(), ..Default::default() };
     if let Ok(unread) = ArtifactsClient::new(aim.channel()).get(request).await {
         sleep(Duration::from_secs(60)).await;
         drop(unread);
