@@ -1,6 +1,7 @@
 //! The conformance suite for stores, which checks the guarantees that Foil relies on.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use foil_common::storage::object::Digest;
 use foil_common::storage::{Listed, Put, Store, StoreError};
@@ -18,6 +19,18 @@ pub async fn check_store(store: &Store) {
     deletion(store).await;
     whole_objects(store).await;
     streamed_objects(store).await;
+    objects_by_url(store).await;
+}
+
+/// Only some stores have URLs; those must lead to the object, and to ranges of it.
+async fn objects_by_url(store: &Store) {
+    store.create("a/by-url", "0123456789").await.expect("created");
+    let valid = Duration::from_secs(60);
+    let Some(url) = store.read_url("a/by-url", valid).await.expect("signed") else { return };
+    let request = reqwest::Client::new().get(&url).header("range", "bytes=3-");
+    let response = request.send().await.expect("answered");
+    assert_eq!(response.status(), reqwest::StatusCode::PARTIAL_CONTENT);
+    assert_eq!(response.bytes().await.expect("read"), "3456789");
 }
 
 async fn create_once(store: &Store) {

@@ -1,7 +1,5 @@
 //! Reads from the store itself, by URL.
 
-use std::sync::atomic::AtomicUsize;
-
 use foil_common::rpc::artifacts::{DirectReads, download_to_cache};
 use object_store::path::Path;
 use object_store::signer::{Method, Signer, Url};
