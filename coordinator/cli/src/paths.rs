@@ -87,7 +87,7 @@ mod tests {
     fn check(dir: &Path, model: &str, preferences: &[&str]) -> String {
         let text = format!(
             "name: j\npolicy: {{ model: {model} }}\ndata:\n  prompts: pairs.jsonl\n  golden: pairs.jsonl\n  preferences: [{}]\n",
-            preferences.join(", ")
+            preferences.iter().map(|path| format!("{path:?}")).collect::<Vec<_>>().join(", ")
         );
         let file = dir.join("job.yaml");
         std::fs::write(&file, text).unwrap();

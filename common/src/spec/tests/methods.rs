@@ -145,8 +145,8 @@ fn another_loss_contradicts_a_control() {
     assert!(found.contains("--set reward_step.loss=VALUE"), "{found}");
     let settled = job(&file, &["preset=gail", "reward_step.loss=gail"]);
     assert_eq!(settled.reward_step.loss.name(), "gail");
-    let foreign =
-        job(LEAST, &["preset=gail", "reward_step.wgan.weight_clip=1", "reward_step.human_weight=0"]);
+    let settings = ["preset=gail", "reward_step.wgan={weight_clip: 1}", "reward_step.human_weight=0"];
+    let foreign = job(LEAST, &settings);
     assert_eq!(foreign.reward_step.loss.name(), "wgan");
     assert!(foreign.warnings()[0].contains("reward_step.loss: wgan, where the control gail has gail"));
 }

@@ -174,6 +174,7 @@ mod tests {
         assert!(error.contains("hh/policy@best"), "{error}");
         assert!(local(dir.path().to_str().unwrap()).unwrap_err().to_string().contains("no config.json"));
         assert_eq!(local("hh/policy@best").unwrap(), None, "it is a job's");
+        std::fs::create_dir(run.join("store")).unwrap();
         std::fs::remove_file(run.join(RESULT)).unwrap();
         let stopped = found("policy@best").unwrap_err().to_string();
         assert!(stopped.contains("has not ended"), "{stopped}");
