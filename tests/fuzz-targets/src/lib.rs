@@ -12,6 +12,7 @@ pub mod mutate;
 mod wire;
 
 use std::backtrace::Backtrace;
+use std::io::Write as _;
 use std::panic;
 use std::path::PathBuf;
 use std::sync::{Mutex, Once, PoisonError};
@@ -103,7 +104,9 @@ pub fn fuzz(name: &str, input: &[u8]) {
     });
     let target = TARGETS.iter().find(|target| target.name == name).expect("a target of this name");
     if panic::catch_unwind(|| (target.run)(input)).is_err() {
-        eprintln!("{}", LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner));
+        let text = LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner);
+        // libFuzzer's output is on standard error as well.
+        let _ = std::io::stderr().write_all(text.as_bytes());
         std::process::abort();
     }
 }
