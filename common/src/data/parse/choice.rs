@@ -230,7 +230,10 @@ mod tests {
         let budget = BATCH_BYTES * 2 + 20_000 * 48;
         assert!((budget as usize) < text.len());
         let mut all = Budget::of(budget);
-        assert!(parse_sources::<PromptRow>(sources(std::slice::from_ref(&text)), &mut all, &mut Everything).is_err());
+        assert!(
+            parse_sources::<PromptRow>(sources(std::slice::from_ref(&text)), &mut all, &mut Everything)
+                .is_err()
+        );
         let kept = parse_sources(sources(&[text]), &mut Budget::of(budget), &mut choice).unwrap();
         assert_eq!(kept.rows.len(), 10);
     }
