@@ -23,6 +23,17 @@ fn two_hosts_that_share_no_disk_give_the_same_weights() {
         })
         .collect();
 
+    wait_for("both agents", || {
+        let agents = service.client(here(), &["workers", "-o", "name"]);
+        (agents.lines().count() == 2).then_some(())
+    });
+    let mut unreachable = hosts.command(0, None, &foil_worker());
+    unreachable.args(["--coordinator", service.url(), "--ranks", "1", "--agent-id", "lo"]);
+    let refused = unreachable.args(["--advertise-address", "127.0.0.1"]).output().expect("it starts");
+    let told = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success(), "{told}");
+    assert!(told.contains("agent lo on") && told.contains("start it with --advertise-address"), "{told}");
+
     let id = service.submit_letters(here());
     service.client(here(), &["watch", &id]);
     let policy = service.weights(here(), &id, "policy@1");

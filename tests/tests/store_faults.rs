@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use foil_tests::{FaultProxy, Faults, Process, Run, Service, StoreServer, foil, foil_worker, wait_for};
+use foil_tests::{FaultProxy, Faults, Process, Run, Service, StoreServer, foil, foil_worker, page, wait_for};
 
 /// A service whose store is behind a fault proxy, and its agent.
 struct FaultyStore {
@@ -14,11 +14,11 @@ struct FaultyStore {
 }
 
 impl FaultyStore {
-    fn start(seed: u64) -> Option<Self> {
+    fn start(seed: u64, direct_reads: &str) -> Option<Self> {
         let server = StoreServer::s3()?;
         let proxy = FaultProxy::start(server.address(), seed).expect("a proxy");
         let mut serve = Command::new(foil());
-        serve.envs(server.environment(proxy.address()));
+        serve.envs(server.environment(proxy.address())).env("FOIL_DIRECT_READS", direct_reads);
         let (service, coordinator) = Service::start_on(serve, "127.0.0.1", Some(server.url()));
         let mut agent = Command::new(foil_worker());
         agent.args(["--coordinator", service.url(), "--ranks", "2"]);
@@ -39,7 +39,7 @@ impl FaultyStore {
 #[test]
 fn a_job_waits_for_a_store_that_is_unavailable_for_longer_than_the_hang_timeout() {
     const SILENCE: Duration = Duration::from_secs(10);
-    let Some(service) = FaultyStore::start(0) else { return };
+    let Some(service) = FaultyStore::start(0, "16MiB") else { return };
     let silence = format!("resources.hang_timeout_seconds={}", SILENCE.as_secs());
     let id = service.service.submit_letters_with(Command::new(foil()), &[&silence]);
     wait_for("the first samples", || {
@@ -62,11 +62,26 @@ fn a_job_waits_for_a_store_that_is_unavailable_for_longer_than_the_hang_timeout(
 
 #[test]
 fn refusals_resets_lost_replies_and_delays_change_no_weights() {
-    let Some(service) = FaultyStore::start(11) else { return };
+    let Some(service) = FaultyStore::start(11, "16MiB") else { return };
     let delay = Duration::from_millis(20);
     service.proxy.set(Faults { refuse: 8, reset: 8, lose_reply: 8, delay, ..Faults::default() });
     let id = service.service.submit_letters(Command::new(foil()));
     let (policy, _) = service.finish(&id);
     assert!(service.proxy.failed() > 20, "{} of {}", service.proxy.failed(), service.proxy.requests());
+    assert!(policy == Run::letters().ranks(2).finish().weights().0, "the weights differ");
+}
+
+#[test]
+fn ranks_that_read_from_the_store_itself_get_the_same_weights_whatever_it_refuses() {
+    // Models have some 100 kB, data sets less.
+    let Some(service) = FaultyStore::start(5, "1KiB") else { return };
+    let delay = Duration::from_millis(5);
+    service.proxy.set(Faults { refuse: 3, reset: 3, delay, ..Faults::default() });
+    let id = service.service.submit_letters(Command::new(foil()));
+    let (policy, _) = service.finish(&id);
+    let metrics = page(service.service.url(), "/metrics").1;
+    let reads = metrics.lines().find_map(|line| line.strip_prefix("foil_direct_reads_total "));
+    let reads: f64 = reads.and_then(|reads| reads.parse().ok()).expect("a count");
+    assert!(reads >= 1.0, "{reads} reads");
     assert!(policy == Run::letters().ranks(2).finish().weights().0, "the weights differ");
 }
