@@ -50,9 +50,9 @@ const COUNTERS: &[(&str, &[&str], &str)] = &[
     ("foil_chunks_leased_again_total", &[], "Chunks leased a second time because they straggled."),
     ("foil_determinism_alarms_total", &[], "Chunks computed twice with different bytes."),
     (
-        "foil_direct_reads_total",
-        &[],
-        "Objects that ranks were given a URL for, to read them from the store itself.",
+        "foil_direct_transfers_total",
+        &["direction"],
+        "Objects that ranks read and wrote in the store itself, by direction as seen from the coordinator.",
     ),
     ("foil_duplicate_chunks_total", &[], "Chunks that were computed twice."),
     (

@@ -31,6 +31,29 @@ async fn objects_by_url(store: &Store) {
     let response = request.send().await.expect("answered");
     assert_eq!(response.status(), reqwest::StatusCode::PARTIAL_CONTENT);
     assert_eq!(response.bytes().await.expect("read"), "3456789");
+
+    let key = "jobs/j/upload";
+    let begun = store.begin_url_upload(key, (64 << 20) + 3, valid).await.expect("begun");
+    let Some(upload) = begun else { return };
+    let content = Bytes::from(vec![7; (64 << 20) + 3]);
+    let mut etags = Vec::new();
+    for (number, url) in upload.urls.iter().enumerate() {
+        let start = number * usize::try_from(upload.part_bytes).expect("a size");
+        let part = content.slice(start..content.len().min(start + (64 << 20)));
+        let response = reqwest::Client::new().put(url).body(part).send().await.expect("answered");
+        assert!(response.status().is_success(), "{response:?}");
+        let etag = response.headers().get("etag").expect("an ETag");
+        etags.push(etag.to_str().expect("text").to_owned());
+    }
+    let digest = Digest::of(&content);
+    let object = store.finish_url_upload(key, &digest, &upload.id, etags.clone()).await.expect("finished");
+    assert_eq!(object, store.stat_object(key).await.expect("it exists"));
+    store.verify_object(&object).await.expect("whole");
+    let again = store.finish_url_upload(key, &digest, &upload.id, etags).await;
+    assert_eq!(again.expect("it exists already"), object);
+    let other = store.begin_url_upload("jobs/j/other", 10, valid).await.expect("begun").expect("an upload");
+    store.abort_url_upload("jobs/j/other", &other.id).await;
+    assert!(!store.exists("jobs/j/other").await.expect("answered"));
 }
 
 async fn create_once(store: &Store) {

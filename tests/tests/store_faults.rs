@@ -14,11 +14,11 @@ struct FaultyStore {
 }
 
 impl FaultyStore {
-    fn start(seed: u64, direct_reads: &str) -> Option<Self> {
+    fn start(seed: u64, direct_transfers: &str) -> Option<Self> {
         let server = StoreServer::s3()?;
         let proxy = FaultProxy::start(server.address(), seed).expect("a proxy");
         let mut serve = Command::new(foil());
-        serve.envs(server.environment(proxy.address())).env("FOIL_DIRECT_READS", direct_reads);
+        serve.envs(server.environment(proxy.address())).env("FOIL_DIRECT_TRANSFERS", direct_transfers);
         let (service, coordinator) = Service::start_on(serve, "127.0.0.1", Some(server.url()));
         let mut agent = Command::new(foil_worker());
         agent.args(["--coordinator", service.url(), "--ranks", "2"]);
@@ -72,7 +72,7 @@ fn refusals_resets_lost_replies_and_delays_change_no_weights() {
 }
 
 #[test]
-fn ranks_that_read_from_the_store_itself_get_the_same_weights_whatever_it_refuses() {
+fn ranks_that_reach_the_store_themselves_get_the_same_weights_whatever_it_refuses() {
     // Models have some 100 kB, data sets less.
     let Some(service) = FaultyStore::start(5, "1KiB") else { return };
     let delay = Duration::from_millis(5);
@@ -80,7 +80,7 @@ fn ranks_that_read_from_the_store_itself_get_the_same_weights_whatever_it_refuse
     let id = service.service.submit_letters(Command::new(foil()));
     let (policy, _) = service.finish(&id);
     let metrics = page(service.service.url(), "/metrics").1;
-    let reads = metrics.lines().find_map(|line| line.strip_prefix("foil_direct_reads_total "));
+    let reads = metrics.lines().find_map(|line| line.strip_prefix("foil_direct_transfers_total "));
     let reads: f64 = reads.and_then(|reads| reads.parse().ok()).expect("a count");
     assert!(reads >= 1.0, "{reads} reads");
     assert!(policy == Run::letters().ranks(2).finish().weights().0, "the weights differ");

@@ -20,6 +20,7 @@ mod scan;
 mod store;
 #[cfg(test)]
 mod tests;
+mod urls;
 
 pub use copy::{Copied, CopyError, copy};
 pub use error::StoreError;
@@ -27,3 +28,4 @@ pub use nap::Nap;
 pub use remote::RemoteFile;
 pub use scan::Scanned;
 pub use store::{ByteStream, Listed, Put, Store};
+pub use urls::{UrlUpload, Urls};

@@ -44,11 +44,11 @@ impl Digest {
         v1::Object { key: key.to_owned(), size: self.size, blake3: self.blake3, path: String::new() }
     }
 
-    fn sidecar(&self) -> String {
+    pub(super) fn sidecar(&self) -> String {
         format!("{{\"size\":{},\"blake3\":\"{}\"}}\n", self.size, self.blake3)
     }
 
-    fn describe(&self) -> String {
+    pub(super) fn describe(&self) -> String {
         format!("{} bytes of BLAKE3 {}", self.size, self.blake3)
     }
 }
@@ -189,7 +189,7 @@ impl Store {
         Err(StoreError::Corrupt { key: key.to_owned(), expected, found })
     }
 
-    async fn digest(&self, key: &str) -> Result<Digest, StoreError> {
+    pub(super) async fn digest(&self, key: &str) -> Result<Digest, StoreError> {
         check_key(key)?;
         let sidecar = format!("{key}{SIDECAR}");
         let bytes = self.get(&sidecar).await.map_err(|error| match error {
@@ -204,7 +204,7 @@ impl Store {
     }
 }
 
-fn check_key(key: &str) -> Result<(), StoreError> {
+pub(super) fn check_key(key: &str) -> Result<(), StoreError> {
     if key.ends_with(SIDECAR) {
         let reason = "an object's key must not end in .b3";
         return Err(StoreError::BadKey { key: key.to_owned(), reason });
@@ -292,7 +292,7 @@ impl ObjectWriter {
     }
 }
 
-fn agreed(key: &str, existing: Digest, offered: Digest) -> Result<v1::Object, StoreError> {
+pub(super) fn agreed(key: &str, existing: Digest, offered: Digest) -> Result<v1::Object, StoreError> {
     if existing == offered {
         return Ok(existing.object(key));
     }

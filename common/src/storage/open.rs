@@ -11,12 +11,11 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
-use object_store::signer::Signer;
 use object_store::{ClientConfigKey, ObjectStore, ObjectStoreScheme, RetryConfig};
 use url::Url;
 
 use super::error::reason;
-use super::{Store, StoreError};
+use super::{Store, StoreError, Urls};
 use crate::{private, redact};
 
 const KINDS: &str = "give a directory, or a URL of the form s3://bucket/prefix, gs://bucket/prefix, \
@@ -43,7 +42,7 @@ impl Store {
             fail(reason(&error), "check the URL and the provider's credentials in the environment")
         };
         let mut is_ordered = true;
-        let (inner, signer): (Arc<dyn ObjectStore>, Option<Arc<dyn Signer>>) = match scheme {
+        let (inner, urls): (Arc<dyn ObjectStore>, Option<Urls>) = match scheme {
             ObjectStoreScheme::Local => {
                 let path =
                     url.to_file_path().map_err(|()| fail("it names no local directory".into(), KINDS))?;
@@ -58,12 +57,16 @@ impl Store {
                     .map_err(|reason| fail(reason, "set AWS_ALLOW_HTTP=true on a network that you trust"))?;
                 // A directory bucket.
                 is_ordered = value(AmazonS3ConfigKey::S3Express).as_deref() != Some("true");
-                signing(builder.build().map_err(credentials)?)
+                let backend = Arc::new(builder.build().map_err(credentials)?);
+                let urls = Urls::new(Arc::clone(&backend) as _, Some(Arc::clone(&backend) as _));
+                (backend, Some(urls))
             }
             ObjectStoreScheme::GoogleCloudStorage => {
                 let builder =
                     GoogleCloudStorageBuilder::from_env().with_url(url.as_str()).with_retry(inner_retries());
-                signing(builder.build().map_err(credentials)?)
+                let backend = Arc::new(builder.build().map_err(credentials)?);
+                let urls = Urls::new(Arc::clone(&backend) as _, Some(Arc::clone(&backend) as _));
+                (backend, Some(urls))
             }
             ObjectStoreScheme::MicrosoftAzure => {
                 let builder =
@@ -73,21 +76,18 @@ impl Store {
                 check_endpoint(value(AzureConfigKey::Endpoint), allowed).map_err(|reason| {
                     fail(reason, "set AZURE_ALLOW_HTTP=true on a network that you trust")
                 })?;
-                signing(builder.build().map_err(credentials)?)
+                let backend = Arc::new(builder.build().map_err(credentials)?);
+                let urls = Urls::new(Arc::clone(&backend) as _, None);
+                (backend, Some(urls))
             }
             _ => return Err(fail(format!("{:?} is not a kind of store Foil knows", url.scheme()), KINDS)),
         };
         let mut store = Self::new(inner, prefix, redact::secrets(url_or_directory).into_owned());
-        if let Some(signer) = signer {
-            store = store.with_signer(signer);
+        if let Some(urls) = urls {
+            store = store.with_urls(urls);
         }
         Ok(if is_ordered { store } else { store.unordered() })
     }
-}
-
-fn signing<T: ObjectStore + Signer>(backend: T) -> (Arc<dyn ObjectStore>, Option<Arc<dyn Signer>>) {
-    let backend = Arc::new(backend);
-    (Arc::clone(&backend) as Arc<dyn ObjectStore>, Some(backend))
 }
 
 /// Refuses an endpoint without TLS, unless it is allowed: the provider's client would refuse it only at the

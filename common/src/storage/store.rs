@@ -11,7 +11,6 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
-use object_store::signer::{Method, Signer};
 use object_store::{
     GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
 };
@@ -21,6 +20,7 @@ use ulid::Ulid;
 use super::chunks::large_chunks;
 use super::health::{Ask, Health};
 use super::nap::{Nap, Napper, real_nap};
+use super::urls::Urls;
 use super::{StoreError, key};
 
 /// A stream of an object's bytes.
@@ -63,8 +63,8 @@ pub struct Store {
     waits_for_room: bool,
     health: Health,
     nap: Nap,
-    /// Signs URLs by which others read objects, if the backend has such URLs.
-    signer: Option<Arc<dyn Signer>>,
+    /// Access to objects by URL, if the backend has that.
+    pub(super) urls: Option<Urls>,
     /// Locks that serialize the last step of writing a hashed object, by key.
     finishing: Arc<[Mutex<()>; 64]>,
 }
@@ -93,22 +93,9 @@ impl Store {
             waits_for_room: false,
             health: Health::default(),
             nap: real_nap,
-            signer: None,
+            urls: None,
             finishing,
         }
-    }
-
-    /// A store whose objects others can read by URL.
-    #[must_use]
-    pub fn with_signer(self, signer: Arc<dyn Signer>) -> Self {
-        Self { signer: Some(signer), ..self }
-    }
-
-    /// A URL by which anyone can read an object for some time; `None` if the store has no such URLs.
-    pub async fn read_url(&self, key: &str, valid: Duration) -> Result<Option<String>, StoreError> {
-        let Some(signer) = &self.signer else { return Ok(None) };
-        let url = signer.signed_url(Method::GET, &self.path(key)?, valid).await;
-        url.map(|url| Some(url.into())).map_err(|error| self.failure("sign", key, &error))
     }
 
     /// A store whose listings are in no particular order.

@@ -280,8 +280,8 @@ pub(crate) struct ServeArgs {
     /// Size from which ranks read objects, such as models, from the store itself instead of through the
     /// coordinator, or off. For S3, GCS and Azure stores: ranks get URLs that expire after 15 minutes, and
     /// no credentials. A rank that cannot reach the store reads through the coordinator.
-    #[arg(long, value_name = "SIZE", default_value = "16MiB", env = "FOIL_DIRECT_READS", value_parser = crate::size::bytes_or_off)]
-    pub(crate) direct_reads: SizeOrOff,
+    #[arg(long, value_name = "SIZE", default_value = "16MiB", env = "FOIL_DIRECT_TRANSFERS", value_parser = crate::size::bytes_or_off)]
+    pub(crate) direct_transfers: SizeOrOff,
     /// Period of garbage collection in the store, such as 12h, or off. It deletes inputs that no job names,
     /// a day after their last upload, and remains of deleted jobs. `foil store gc` collects immediately.
     #[arg(long, value_name = "PERIOD", default_value = "24h", value_parser = duration::interval)]

@@ -87,7 +87,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
     serve.settings.allow_version_skew = args.allow_version_skew;
     serve.collect_garbage_every = args.gc_interval.0;
     serve.trackers = trackers;
-    serve.direct_reads = args.direct_reads.0;
+    serve.direct_transfers = args.direct_transfers.0;
     if let Some(resolver) = child_resolver(&args) {
         serve.resolver = resolver;
     }

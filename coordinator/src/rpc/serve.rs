@@ -91,8 +91,8 @@ pub struct Serve {
     pub collect_garbage_every: Option<Duration>,
     /// Experiment trackers that jobs may name.
     pub trackers: trackers::Config,
-    /// Size from which ranks read objects from the store itself, if it has URLs; never if not given.
-    pub direct_reads: Option<u64>,
+    /// Size from which ranks read and write objects in the store itself, if it has URLs; never if not given.
+    pub direct_transfers: Option<u64>,
     /// Shows whether this coordinator leads.
     pub leadership: LeadershipHandle,
 }
@@ -116,7 +116,7 @@ impl Serve {
             resolver,
             collect_garbage_every: None,
             trackers: trackers::Config::default(),
-            direct_reads: None,
+            direct_transfers: None,
             leadership: LeadershipHandle::default(),
         }
     }
@@ -162,7 +162,7 @@ pub async fn serve(
         resolver,
         collect_garbage_every,
         trackers,
-        direct_reads,
+        direct_transfers,
         leadership,
     } = options;
     let (in_use, clock) = (InUse::default(), Clock::start());
@@ -183,7 +183,7 @@ pub async fn serve(
         results,
         trackers,
         board,
-        direct_reads,
+        direct_transfers,
     };
     let origins = Origins::new(auth.is_some(), &address);
     let gate = Gate::new(auth, audit, leadership.clone(), clock);
@@ -257,7 +257,7 @@ struct Services {
     results: ResultsService,
     trackers: trackers::Config,
     board: Board,
-    direct_reads: Option<u64>,
+    direct_transfers: Option<u64>,
 }
 
 async fn routes(
@@ -276,7 +276,7 @@ async fn routes(
         results,
         trackers,
         board,
-        direct_reads,
+        direct_transfers,
     } = services;
     let (health, health_service) = tonic_health::server::health_reporter();
     set_health(&health, false).await;
@@ -304,7 +304,7 @@ async fn routes(
         TrackersServer::new(TrackersService::new(leadership.clone(), store.clone(), trackers, board));
     let workers = WorkersServer::new(WorkersService::new(leadership.clone(), &store, allow_version_skew));
     let artifacts = ArtifactsService::new(store.clone(), leadership.clone(), in_use);
-    let artifacts = artifacts.with_direct_reads(direct_reads);
+    let artifacts = artifacts.with_direct_transfers(direct_transfers);
     let services = Routes::new(health_service)
         .add_service(reflection)
         .add_service(older_reflection)

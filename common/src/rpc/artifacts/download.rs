@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tonic::Status;
 use ulid::Ulid;
 
-use super::direct::DirectReads;
+use super::direct::DirectAccess;
 use super::{LeaderChannel, Moved, TransferError, backoff, client, file_name, note};
 use crate::storage::object::Digest;
 
@@ -46,7 +46,7 @@ pub async fn download_to_file(
 pub async fn download_to_cache(
     line: &LeaderChannel,
     object: &v1::Object,
-    direct: &DirectReads,
+    direct: &DirectAccess,
     path: &Path,
     moved: &Moved,
 ) -> Result<(), TransferError> {
@@ -63,7 +63,7 @@ enum Lasting {
 async fn download_file(
     line: &LeaderChannel,
     object: &v1::Object,
-    direct: Option<&DirectReads>,
+    direct: Option<&DirectAccess>,
     path: &Path,
     moved: &Moved,
     lasting: Lasting,
@@ -89,7 +89,7 @@ async fn download_file(
 async fn download_into(
     line: &LeaderChannel,
     object: &v1::Object,
-    direct: Option<&DirectReads>,
+    direct: Option<&DirectAccess>,
     partial: &Path,
     moved: &Moved,
     lasting: Lasting,
@@ -113,7 +113,7 @@ async fn download_into(
 async fn download(
     line: &LeaderChannel,
     object: &v1::Object,
-    direct: Option<&DirectReads>,
+    direct: Option<&DirectAccess>,
     mut sink: impl AsyncFnMut(Bytes) -> Result<(), TransferError>,
 ) -> Result<(), TransferError> {
     let mut hasher = blake3::Hasher::new();
@@ -143,7 +143,7 @@ async fn download(
 async fn download_rest(
     line: &LeaderChannel,
     object: &v1::Object,
-    direct: Option<&DirectReads>,
+    direct: Option<&DirectAccess>,
     hasher: &mut blake3::Hasher,
     sink: &mut impl AsyncFnMut(Bytes) -> Result<(), TransferError>,
 ) -> Result<(), TransferError> {
@@ -177,7 +177,7 @@ async fn download_rest(
 /// Reads the rest of an object by URL. A failure of the store is one that passes: the rest then comes through
 /// the coordinator.
 async fn read_direct(
-    direct: &DirectReads,
+    direct: &DirectAccess,
     url: &str,
     object: &v1::Object,
     hasher: &mut blake3::Hasher,

@@ -7,6 +7,7 @@
 #![expect(clippy::disallowed_methods, reason = "retries end by the clock")]
 
 mod direct;
+mod direct_upload;
 mod download;
 mod error;
 
@@ -29,7 +30,7 @@ use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 use tonic::Code;
 
-pub use self::direct::DirectReads;
+pub use self::direct::DirectAccess;
 pub use self::download::{download_bytes, download_to_cache, download_to_file};
 pub use self::error::TransferError;
 use super::{DATA_BYTES, LeaderChannel, MESSAGE_BYTES, UNARY_DEADLINE, backoff, request};
@@ -70,6 +71,19 @@ impl Writer {
     pub fn rank(job_id: &str, attempt: u32, session_id: &str, secret: &str) -> Self {
         let (job_id, session_id) = (job_id.to_owned(), session_id.to_owned());
         Self { job_id, attempt, session_id, secret: secret.to_owned() }
+    }
+
+    /// The announcement of an object.
+    fn begin(&self, key: &str, digest: &Digest) -> v1::PutBegin {
+        v1::PutBegin {
+            key: key.to_owned(),
+            size: digest.size,
+            blake3: digest.blake3.clone(),
+            job_id: self.job_id.clone(),
+            attempt: self.attempt,
+            session_id: self.session_id.clone(),
+            secret: self.secret.clone(),
+        }
     }
 }
 
@@ -180,12 +194,44 @@ pub async fn upload_file(
     digest: &Digest,
     moved: &Moved,
 ) -> Result<v1::Object, TransferError> {
+    let object = put_file(line, key, writer, path, digest, moved, &Arc::default()).await?;
+    Ok(v1::Object { path: file_name(path), ..object })
+}
+
+/// Uploads an object of a rank, like [`upload_file`], to the store itself if it is large and the store can be
+/// reached.
+pub async fn upload_rank_file(
+    line: &LeaderChannel,
+    key: &str,
+    writer: &Writer,
+    (path, digest): (&Path, &Digest),
+    direct: &DirectAccess,
+    moved: &Moved,
+) -> Result<v1::Object, TransferError> {
     let told = Arc::default();
+    let begin = writer.begin(key, digest);
+    let object = match direct_upload::put_file(line, direct, begin, path, moved, &told).await? {
+        Some(object) => object,
+        None => put_file(line, key, writer, path, digest, moved, &told).await?,
+    };
+    Ok(v1::Object { path: file_name(path), ..object })
+}
+
+/// `told` is the number of bytes that earlier tries have reported to `moved`.
+async fn put_file(
+    line: &LeaderChannel,
+    key: &str,
+    writer: &Writer,
+    path: &Path,
+    digest: &Digest,
+    moved: &Moved,
+    told: &Arc<AtomicU64>,
+) -> Result<v1::Object, TransferError> {
     let once = || async {
         let file =
             File::open(path).await.map_err(|source| TransferError::File { path: path.to_owned(), source })?;
         let trouble = Arc::new(Mutex::new(None));
-        let chunks = followed(file_chunks(file, Arc::clone(&trouble)), moved, &told);
+        let chunks = followed(file_chunks(file, u64::MAX, Arc::clone(&trouble)), moved, told);
         let result = put(line, key, writer, digest, chunks).await;
         let trouble = trouble.lock().ok().and_then(|mut slot| slot.take());
         match (trouble, result) {
@@ -196,8 +242,7 @@ pub async fn upload_file(
             (None, result) => result,
         }
     };
-    let object = persist(once).await?;
-    Ok(v1::Object { path: file_name(path), ..object })
+    persist(once).await
 }
 
 /// The chunks, reporting each to `moved` when the connection accepts it, except for bytes that an earlier try
@@ -217,12 +262,14 @@ where
     })
 }
 
-/// A file's bytes. An error ends the stream early, so that the server refuses the upload, and is kept in
-/// `trouble`.
+/// At most `length` bytes of a file from its position on. An error ends the stream early, so that the server
+/// refuses the upload, and is kept in `trouble`.
 fn file_chunks(
     file: File,
+    length: u64,
     trouble: Arc<Mutex<Option<io::Error>>>,
 ) -> impl Stream<Item = Bytes> + Send + Unpin + 'static {
+    let file = file.take(length);
     let chunks = futures::stream::unfold((file, trouble), |(mut file, trouble)| async move {
         let mut buffer = BytesMut::with_capacity(DATA_BYTES);
         while buffer.len() < DATA_BYTES {
@@ -250,15 +297,7 @@ async fn put(
     digest: &Digest,
     chunks: impl Stream<Item = Bytes> + Send + 'static,
 ) -> Result<v1::Object, TransferError> {
-    let begin = v1::PutBegin {
-        key: key.to_owned(),
-        size: digest.size,
-        blake3: digest.blake3.clone(),
-        job_id: writer.job_id.clone(),
-        attempt: writer.attempt,
-        session_id: writer.session_id.clone(),
-        secret: writer.secret.clone(),
-    };
+    let begin = writer.begin(key, digest);
     let message = |part| v1::PutRequest { part: Some(part) };
     let parts = futures::stream::once(async move { message(Part::Begin(begin)) })
         .chain(chunks.map(move |data| message(Part::Data(data))));

@@ -1,6 +1,7 @@
 //! The Artifacts service: bytes between clients, ranks and the store, streamed, hashed and bounded.
 
 mod access;
+mod direct;
 mod log_bounds;
 mod slots;
 mod status;
@@ -47,9 +48,6 @@ const DOWNLOADS: usize = 64;
 /// Timeout for an upload's first message.
 const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Validity of URLs by which ranks read objects; a read that is interrupted later gets another one.
-const URL_VALIDITY: Duration = Duration::from_secs(15 * 60);
-
 /// A download whose reader consumes nothing for this long is aborted.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -66,8 +64,8 @@ pub struct ArtifactsService {
     downloads: Slots,
     log_bounds: LogBounds,
     upload_quota: UploadQuota,
-    /// Size from which objects are read by URL, where the store has URLs.
-    direct_reads: Option<u64>,
+    /// Size from which ranks read and write objects by URL, where the store has URLs.
+    direct: Option<u64>,
 }
 
 impl ArtifactsService {
@@ -82,14 +80,14 @@ impl ArtifactsService {
             client_uploads: Slots::new(CLIENT_UPLOADS),
             log_uploads: Slots::new(LOG_UPLOADS),
             downloads: Slots::new(DOWNLOADS),
-            direct_reads: None,
+            direct: None,
         }
     }
 
-    /// Lets ranks read objects of at least this size from the store itself.
+    /// Lets ranks read and write objects of at least this size in the store itself.
     #[must_use]
-    pub fn with_direct_reads(self, direct_reads: Option<u64>) -> Self {
-        Self { direct_reads, ..self }
+    pub fn with_direct_transfers(self, direct: Option<u64>) -> Self {
+        Self { direct, ..self }
     }
 
     /// The service for a tonic server, with its message limits.
@@ -156,6 +154,22 @@ impl Artifacts for ArtifactsService {
         Ok(Response::new(v1::PutResponse { object: Some(named(object)) }))
     }
 
+    async fn begin_upload(
+        &self,
+        request: Request<v1::PutBegin>,
+    ) -> Result<Response<v1::BeginUploadResponse>, Status> {
+        let caller = caller(&request)?;
+        self.begin_by_url(request.into_inner(), &caller).await.map(Response::new)
+    }
+
+    async fn finish_upload(
+        &self,
+        request: Request<v1::FinishUploadRequest>,
+    ) -> Result<Response<v1::FinishUploadResponse>, Status> {
+        let caller = caller(&request)?;
+        self.finish_by_url(request.into_inner(), &caller).await.map(Response::new)
+    }
+
     type GetStream = ReceiverStream<Result<v1::GetResponse, Status>>;
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<Self::GetStream>, Status> {
@@ -165,11 +179,8 @@ impl Artifacts for ArtifactsService {
         let stored = access::may_read(&key, &caller, rank.as_ref(), &*self.attempts).await?;
         if by_url
             && rank.is_some()
-            && let Some((object, url)) = self.direct(&stored).await?
+            && let Some(only) = self.read_by_url(&key, &stored).await?
         {
-            metrics::counter!("foil_direct_reads_total").increment(1);
-            let only =
-                v1::GetResponse { object: Some(v1::Object { key, ..object }), url, ..Default::default() };
             let (sender, receiver) = mpsc::channel(1);
             // The receiver exists, and there is room for one message.
             let _ = sender.try_send(Ok(only));
@@ -203,22 +214,6 @@ fn is_log(begin: &v1::PutBegin) -> bool {
 }
 
 impl ArtifactsService {
-    /// A large object and the URL by which a rank reads it; `None` if the object goes through this service.
-    async fn direct(&self, key: &str) -> Result<Option<(v1::Object, String)>, Status> {
-        let Some(min) = self.direct_reads else { return Ok(None) };
-        let object = self.store.stat_object(key).await.map_err(|error| from_store(&error))?;
-        if object.size < min {
-            return Ok(None);
-        }
-        match self.store.read_url(key, URL_VALIDITY).await {
-            Ok(url) => Ok(url.map(|url| (object, url))),
-            Err(error) => {
-                tracing::warn!(%error, "the store signs no URL; the object is sent instead");
-                Ok(None)
-            }
-        }
-    }
-
     /// Stores a part of a rank's log, and keeps all logs within their limits.
     async fn put_log(
         &self,

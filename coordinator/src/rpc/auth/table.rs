@@ -56,6 +56,8 @@ use Role::{Admin, Operator, Submitter, Viewer};
 const RPCS: &[(&str, Access, Effect)] = &[
     ("/foil.v1.Access/WhoAmI", Known, Reads),
     ("/foil.v1.Agents/ListAgents", User(Operator), Reads),
+    ("/foil.v1.Artifacts/BeginUpload", Agent, Changes),
+    ("/foil.v1.Artifacts/FinishUpload", Agent, Changes),
     ("/foil.v1.Artifacts/Get", UserOrRank(Viewer), Reads),
     ("/foil.v1.Artifacts/Put", UserOrRank(Submitter), Changes),
     ("/foil.v1.Artifacts/Stat", UserOrRank(Viewer), Reads),

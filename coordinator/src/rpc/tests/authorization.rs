@@ -26,6 +26,8 @@ const WRITERS: &[Role] = &[Role::Submitter, Role::Operator, Role::Admin, Role::A
 const EXPECTED: &[(&str, &[Role])] = &[
     ("/foil.v1.Access/WhoAmI", READERS),
     ("/foil.v1.Agents/ListAgents", OPERATOR),
+    ("/foil.v1.Artifacts/BeginUpload", AGENT),
+    ("/foil.v1.Artifacts/FinishUpload", AGENT),
     ("/foil.v1.Artifacts/Get", READERS),
     ("/foil.v1.Artifacts/Put", WRITERS),
     ("/foil.v1.Artifacts/Stat", READERS),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use foil_common::activity::Activity;
 use foil_common::rpc::LeaderChannel;
-use foil_common::rpc::artifacts::{self, DirectReads, Moved, TransferError, Writer};
+use foil_common::rpc::artifacts::{self, DirectAccess, Moved, TransferError, Writer};
 use foil_common::storage::object::Digest;
 use tokio::runtime::Handle;
 
@@ -22,7 +22,7 @@ pub(crate) struct Transfer {
     channel: LeaderChannel,
     writer: Writer,
     reports: Reporter,
-    direct: Arc<DirectReads>,
+    direct: Arc<DirectAccess>,
 }
 
 impl Transfer {
@@ -74,7 +74,8 @@ impl ObjectStore for Transfer {
 
     fn upload_file(&self, key: &str, file: &Path, digest: &Digest) -> Result<Object, ObjectError> {
         let moved = self.moved(Activity::Uploading, digest.size);
-        let upload = artifacts::upload_file(&self.channel, key, &self.writer, file, digest, &moved);
+        let (channel, writer, direct) = (&self.channel, &self.writer, &*self.direct);
+        let upload = artifacts::upload_rank_file(channel, key, writer, (file, digest), direct, &moved);
         Ok(self.wait(key, upload)?.into())
     }
 }
