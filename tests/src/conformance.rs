@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use bytes::Bytes;
 use foil_common::storage::object::Digest;
 use foil_common::storage::{Listed, Put, Store, StoreError};
 use futures::TryStreamExt;
