@@ -50,8 +50,9 @@ pub struct UrlUpload {
 impl Store {
     /// A store whose objects others can access by URL.
     #[must_use]
-    pub fn with_urls(self, urls: Urls) -> Self {
-        Self { urls: Some(urls), ..self }
+    pub fn with_urls(mut self, urls: Urls) -> Self {
+        self.urls = Some(urls);
+        self
     }
 
     /// A URL by which anyone can read an object for some time; `None` if the store has no such URLs.
