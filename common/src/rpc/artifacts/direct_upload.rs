@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use foil_proto::v1;
 use futures::{StreamExt, TryStreamExt};
+use tonic::Code;
 
 use super::direct::{DirectAccess, NotSent};
 use super::{LeaderChannel, Moved, TransferError, UNARY_DEADLINE, client, persist, request};
@@ -32,8 +33,12 @@ pub(super) async fn put_file(
     }
     let key = begin.key.as_str();
     let once = || async {
-        let answer = client(line).begin_upload(request(begin.clone(), UNARY_DEADLINE)).await;
-        answer.map(tonic::Response::into_inner).map_err(|status| TransferError::from_status(key, status))
+        match client(line).begin_upload(request(begin.clone(), UNARY_DEADLINE)).await {
+            Ok(answer) => Ok(answer.into_inner()),
+            // A coordinator of an older version.
+            Err(status) if status.code() == Code::Unimplemented => Ok(v1::BeginUploadResponse::default()),
+            Err(status) => Err(TransferError::from_status(key, status)),
+        }
     };
     let v1::BeginUploadResponse { object, upload_id, part_bytes, urls } = persist(once).await?;
     if object.is_some() {

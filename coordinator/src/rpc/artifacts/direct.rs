@@ -8,7 +8,7 @@ use tonic::Status;
 
 use super::status::{bad_field, busy, from_store};
 use super::{ArtifactsService, access, is_log};
-use crate::auth::Principal;
+use crate::rpc::auth::Caller;
 use crate::rpc::status::being_deleted;
 
 /// Validity of a URL for reading; a read that is interrupted later gets another one.
@@ -48,7 +48,7 @@ impl ArtifactsService {
     pub(super) async fn begin_by_url(
         &self,
         begin: v1::PutBegin,
-        caller: &Principal,
+        caller: &Caller,
     ) -> Result<v1::BeginUploadResponse, Status> {
         caller.changes(&begin.key);
         let announced = access::announced(&begin)?;
@@ -76,7 +76,7 @@ impl ArtifactsService {
     pub(super) async fn finish_by_url(
         &self,
         request: v1::FinishUploadRequest,
-        caller: &Principal,
+        caller: &Caller,
     ) -> Result<v1::FinishUploadResponse, Status> {
         let v1::FinishUploadRequest { begin, upload_id, etags } = request;
         let begin = begin.ok_or_else(|| bad_field("begin", "it is missing"))?;

@@ -58,6 +58,20 @@ impl Artifacts for SlowStore {
         Ok(Response::new(v1::PutResponse { object: Some(self.object()) }))
     }
 
+    async fn begin_upload(
+        &self,
+        _: Request<v1::PutBegin>,
+    ) -> Result<Response<v1::BeginUploadResponse>, Status> {
+        Ok(Response::new(v1::BeginUploadResponse::default()))
+    }
+
+    async fn finish_upload(
+        &self,
+        _: Request<v1::FinishUploadRequest>,
+    ) -> Result<Response<v1::FinishUploadResponse>, Status> {
+        Err(Status::unimplemented("not used here"))
+    }
+
     async fn stat(&self, _: Request<v1::StatRequest>) -> Result<Response<v1::Object>, Status> {
         Err(Status::unimplemented("not used here"))
     }

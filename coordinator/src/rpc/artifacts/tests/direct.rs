@@ -94,7 +94,7 @@ impl Bucket {
         let path = Path::from(url.path().trim_start_matches('/'));
         // The peer need not wait for all that is sent.
         if method == "GET" {
-            let from =
+            let from: usize =
                 header("range").unwrap().trim_start_matches("bytes=").trim_end_matches('-').parse().unwrap();
             let whole = self.store().get(path.as_ref()).await.unwrap();
             let rest = whole.slice(from..);
