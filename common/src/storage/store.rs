@@ -64,7 +64,7 @@ pub struct Store {
     health: Health,
     nap: Nap,
     /// Access to objects by URL, if the backend has that.
-    pub(super) urls: Option<Urls>,
+    pub(super) urls: Option<Arc<Urls>>,
     /// Locks that serialize the last step of writing a hashed object, by key.
     finishing: Arc<[Mutex<()>; 64]>,
 }

@@ -18,7 +18,6 @@ const MIN_PART_BYTES: u64 = 64 << 20;
 const MAX_PARTS: u64 = 256;
 
 /// What a backend offers by URL.
-#[derive(Clone)]
 pub struct Urls {
     signer: Arc<dyn Signer>,
     /// Uploads by parts, each of which has a URL. Azure signs no such URLs.
@@ -51,13 +50,13 @@ impl Store {
     /// A store whose objects others can access by URL.
     #[must_use]
     pub fn with_urls(mut self, urls: Urls) -> Self {
-        self.urls = Some(urls);
+        self.urls = Some(Arc::new(urls));
         self
     }
 
     /// A URL by which anyone can read an object for some time; `None` if the store has no such URLs.
     pub async fn read_url(&self, key: &str, valid: Duration) -> Result<Option<String>, StoreError> {
-        let Some(Urls { signer, .. }) = &self.urls else { return Ok(None) };
+        let Some(Urls { signer, .. }) = self.urls.as_deref() else { return Ok(None) };
         let url = signer.signed_url(Method::GET, &self.path(key)?, valid).await;
         url.map(|url| Some(url.into())).map_err(|error| self.failure("sign", key, &error))
     }
@@ -70,7 +69,7 @@ impl Store {
         size: u64,
         valid: Duration,
     ) -> Result<Option<UrlUpload>, StoreError> {
-        let Some(Urls { signer, uploads: Some(uploads) }) = &self.urls else { return Ok(None) };
+        let Some(Urls { signer, uploads: Some(uploads) }) = self.urls.as_deref() else { return Ok(None) };
         object::check_key(key)?;
         let create = |path: Path| async move { uploads.create_multipart(&path).await };
         let id = self.with_retries("put", Ask::write(key, 0), create).await?;
@@ -128,7 +127,7 @@ impl Store {
     }
 
     async fn complete(&self, key: &str, size: u64, id: &str, etags: Vec<String>) -> Result<(), StoreError> {
-        let Some(Urls { uploads: Some(uploads), .. }) = &self.urls else {
+        let Some(Urls { uploads: Some(uploads), .. }) = self.urls.as_deref() else {
             return Err(StoreError::NotFound { location: self.location().to_owned(), key: key.to_owned() });
         };
         let (path, id) = (self.path(key)?, id.to_owned());
@@ -139,7 +138,7 @@ impl Store {
 
     /// Removes an unfinished upload; a failure is logged.
     pub async fn abort_url_upload(&self, key: &str, id: &str) {
-        let Some(Urls { uploads: Some(uploads), .. }) = &self.urls else { return };
+        let Some(Urls { uploads: Some(uploads), .. }) = self.urls.as_deref() else { return };
         let Ok(path) = self.path(key) else { return };
         if let Err(error) = uploads.abort_multipart(&path, &id.to_owned()).await {
             let error = self.failure("delete", key, &error);
