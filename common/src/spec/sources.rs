@@ -150,9 +150,9 @@ impl DataSource {
         Self { inputs: vec![input], ..Self::default() }
     }
 
-    /// Whether its files may equally be in the list of their set.
+    /// Whether it may equally be a file in the list of its set. Each file of a list is a source of its own.
     fn is_plain(&self) -> bool {
-        *self == Self { inputs: self.inputs.clone(), ..Self::default() }
+        self.inputs.len() == 1 && *self == Self { inputs: self.inputs.clone(), ..Self::default() }
     }
 
     /// `at` is its place in the job file.
@@ -281,6 +281,16 @@ mod tests {
     fn parse(sources: Vec<v1::DataSourceSpec>) -> Result<Data, String> {
         let wire = v1::DataSpec { sources, prompts: vec!["first".into()], ..Default::default() };
         Data::parse(wire).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_source_of_several_files_stays_one() {
+        let two = v1::DataSourceSpec { path: vec!["a".into(), "b".into()], ..source("golden", "") };
+        let data = parse(vec![two]).unwrap();
+        assert_eq!(data.golden.len(), 1);
+        let wire = v1::DataSpec::from(&data);
+        assert!(wire.golden.is_empty() && wire.sources.len() == 1, "{wire:?}");
+        assert_eq!(Data::parse(wire).unwrap(), data);
     }
 
     #[test]
