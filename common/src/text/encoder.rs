@@ -2,7 +2,7 @@ use super::error::{head, tail};
 use super::special::{Special, starts_with_bos};
 use super::template::{Renderer, Source};
 use super::tokenizer::{self, guarded};
-use super::{Encoded, EncodedPrompt, Limits, ModelText, Response, TextError, TokenIds};
+use super::{Encoded, EncodedPrompt, Limits, ModelText, Response, TextError, TextStream, TokenIds};
 use crate::data::rows::Prompt;
 use crate::spec::{Bos, Side, Template, Text};
 use serde_json::Value;
@@ -192,7 +192,7 @@ impl Encoder {
 
     /// Decodes tokens that follow others, keeping a first space that the decoder would drop at the start of a
     /// text.
-    fn decode_continuation(&self, ids: &[u32]) -> Result<String, TextError> {
+    pub(super) fn decode_continuation(&self, ids: &[u32]) -> Result<String, TextError> {
         if let Some((anchor, text)) = &self.anchor {
             let anchored = self.decode(&[anchor.as_slice(), ids].concat())?;
             if let Some(rest) = anchored.strip_prefix(text.as_str()) {
@@ -218,7 +218,7 @@ impl Encoder {
 
     /// A decoder of one token at a time, for stop texts.
     pub fn stream(&self) -> TextStream<'_> {
-        TextStream { encoder: self, ids: Vec::new(), settled: 0, text: String::new() }
+        TextStream::new(self)
     }
 
     /// A token's text in the vocabulary, special tokens included.
@@ -391,33 +391,5 @@ fn check_vocabulary(files: &ModelText, vocabulary: usize) -> Result<(), TextErro
             ),
         }),
         _ => Ok(()),
-    }
-}
-
-/// The text of a growing completion. A character of several tokens appears with its last one.
-pub struct TextStream<'a> {
-    encoder: &'a Encoder,
-    ids: Vec<u32>,
-    /// Number of tokens whose text is final; decoding starts one token earlier, for context.
-    settled: usize,
-    text: String,
-}
-
-impl TextStream<'_> {
-    /// Adds a token; returns the whole text so far.
-    pub fn push(&mut self, id: u32) -> Result<&str, TextError> {
-        self.ids.push(id);
-        let start = self.settled.saturating_sub(1);
-        let before = self.encoder.decode_continuation(&self.ids[start..self.settled])?;
-        let after = self.encoder.decode_continuation(&self.ids[start..])?;
-        if let Some(new) = after.strip_prefix(before.as_str()).filter(|new| !new.ends_with('\u{fffd}')) {
-            self.text.push_str(new);
-            self.settled = self.ids.len();
-        }
-        Ok(&self.text)
-    }
-
-    pub fn text(&self) -> &str {
-        &self.text
     }
 }

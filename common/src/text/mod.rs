@@ -12,17 +12,19 @@ pub mod inspect;
 mod jinja;
 
 mod special;
+mod stream;
 mod template;
 mod tokenizer;
 
 #[cfg(test)]
 mod tests;
 
-pub use encoder::{Encoder, TextStream};
+pub use encoder::Encoder;
 pub use error::TextError;
 pub use export::TrainedText;
 pub use files::{ModelText, TEXT_FILES};
 pub use special::TokenIds;
+pub use stream::TextStream;
 
 /// A response to a prompt: a text to encode, or the tokens that a model wrote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

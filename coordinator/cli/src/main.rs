@@ -38,6 +38,7 @@ mod results;
 mod run;
 mod samples;
 mod serve;
+mod serve_args;
 mod size;
 mod stdout;
 mod store;

@@ -15,9 +15,9 @@ use nix::unistd::getppid;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 
-use super::args::ServeArgs;
 use super::local_file::write_atomic;
 use super::run::directory;
+use super::serve_args::ServeArgs;
 use foil_coordinator::Serve;
 use foil_coordinator::audit::{AuditLog, AuditRetention};
 use foil_coordinator::auth::Authenticator;

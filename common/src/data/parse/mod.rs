@@ -33,6 +33,7 @@ mod pairs;
 mod places;
 mod prompt_columns;
 mod prompts;
+mod reading;
 mod records;
 mod scored;
 mod turns;
@@ -43,20 +44,19 @@ mod stream;
 mod tests;
 
 pub use self::budget::Budget;
-use self::choice::Kept;
 pub use self::choice::{Choice, Everything};
 pub use self::column_names::ColumnNames;
 use self::columns::Purpose;
 pub use self::content::{Content, RangeReader};
 use self::misfit::Misfit;
 pub use self::places::{Place, Places, Position};
+pub use self::reading::parse_sources;
 pub use self::stream::{Record, RecordStream};
-use self::value::excerpt;
-use super::rows::{Row, assign_ids, content_key};
+use super::rows::Row;
 use crate::plural::{are, counted};
 use bytes::Bytes;
 use serde_json::Value;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// Number of bad rows that are kept; beyond it they are only counted.
@@ -223,108 +223,6 @@ pub fn parse_files<'a, T: Wanted>(
     parse_sources(files, budget, &mut Everything)
 }
 
-/// Parses the files of several sources into one set, of whose rows `choice` keeps some. A row that equals one
-/// of an earlier source is left out.
-pub fn parse_sources<'a, T: Wanted>(
-    sources: impl IntoIterator<Item = SourceFiles<'a>>,
-    budget: &mut Budget,
-    choice: &mut dyn Choice<T>,
-) -> Result<Parsed<T>, ParseError> {
-    let mut reading =
-        Reading { parsed: Parsed::default(), seen: HashSet::new(), kept: Kept::new(choice), budget };
-    for SourceFiles { files, names } in sources {
-        let source = reading.parsed.sources.len();
-        reading.parsed.sources.push(ReadSource::default());
-        reading.kept.start(source);
-        for (file, content) in files {
-            reading.file(file, &content, (source, names))?;
-            content.release();
-        }
-        reading.parsed.sources[source].admitted = reading.kept.finish(reading.budget);
-    }
-    let Reading { mut parsed, kept, .. } = reading;
-    let origins;
-    (parsed.rows, origins) = kept.into_rows();
-    assign_ids(&mut parsed.rows);
-    parsed.places.assign(parsed.rows.iter().map(Row::id).zip(origins));
-    Ok(parsed)
-}
-
-/// Files that are being read into a set.
-struct Reading<'a, T> {
-    /// Without rows.
-    parsed: Parsed<T>,
-    /// Half of the content key of every row so far.
-    seen: HashSet<u128>,
-    kept: Kept<'a, T>,
-    budget: &'a mut Budget,
-}
-
-impl<T: Wanted> Reading<'_, T> {
-    fn file(
-        &mut self,
-        file: &str,
-        content: &Content,
-        (source, names): (usize, &ColumnNames),
-    ) -> Result<(), ParseError> {
-        let parsed = &mut self.parsed;
-        let (before, bad_before, skipped) = (parsed.records, parsed.bad_rows, parsed.skipped);
-        let file_index = parsed.places.add_file(file, source);
-        let mut records = records::Records::open(file, content, names)?;
-        while let Some(record) = records.next()? {
-            parsed.records += 1;
-            let origin = places::Origin::new(file_index, record.position);
-            let result = record.value.and_then(|value| {
-                let mut found = Found::default();
-                let read = T::read(&value, &mut found);
-                if read.is_err() && parsed.bad.is_empty() {
-                    let misfit = misfit::of(T::PURPOSE, &value, records.ignored());
-                    parsed.misfit = misfit.map(|misfit| (source, misfit));
-                }
-                read.map(|()| found)
-            });
-            match result {
-                Ok(found) => {
-                    for row in parsed.new_rows(found, &mut self.seen) {
-                        if !self.kept.add(row, origin, self.budget) {
-                            return Err(ParseError::TooLarge { place: parsed.places.name(origin) });
-                        }
-                    }
-                }
-                Err(what) => {
-                    let place = parsed.places.name(origin);
-                    parsed.add_bad(BadRow { place, what });
-                }
-            }
-        }
-        if parsed.records == before {
-            return Err(ParseError::Empty {
-                file: file.to_owned(),
-                expected: T::NAME,
-                form: records.one_each(),
-            });
-        }
-        parsed.ignore(records.ignored().iter().cloned(), parsed.records - before);
-        let (records_read, bad_rows) = (parsed.records - before, parsed.bad_rows - bad_before);
-        parsed.files.push(ReadFile {
-            name: file.to_owned(),
-            format: records.format(),
-            records: records_read,
-            bad_rows,
-        });
-        let skipped = parsed.skipped.since(skipped);
-        parsed.sources[source].add(file, bad_rows, skipped);
-        Ok(())
-    }
-}
-
-/// Half of a hash, which is enough to tell rows apart.
-fn half(key: [u8; 32]) -> u128 {
-    let mut low = [0; 16];
-    low.copy_from_slice(&key[..16]);
-    u128::from_le_bytes(low)
-}
-
 impl Skipped {
     /// The counts since `before`.
     fn since(self, before: Self) -> Self {
@@ -377,38 +275,5 @@ impl<T> Default for Parsed<T> {
 impl<T> Default for Found<T> {
     fn default() -> Self {
         Found { rows: Vec::new(), ties: 0, spare_answers: 0, undesirable: 0, ignored: Vec::new() }
-    }
-}
-
-impl<T: Wanted> Parsed<T> {
-    /// Counts what a record held, and returns its rows that are new.
-    fn new_rows(&mut self, mut found: Found<T>, seen: &mut HashSet<u128>) -> Vec<T> {
-        self.skipped.ties += found.ties;
-        self.skipped.spare_answers += found.spare_answers;
-        self.skipped.undesirable += found.undesirable;
-        found.ignored.sort_unstable();
-        found.ignored.dedup();
-        self.ignore(found.ignored, 1);
-        let before = found.rows.len();
-        found.rows.retain(|row| seen.insert(half(content_key(row))));
-        self.skipped.duplicates += (before - found.rows.len()) as u64;
-        found.rows
-    }
-
-    /// Counts unread columns, which `records` records have.
-    fn ignore(&mut self, names: impl IntoIterator<Item = String>, records: u64) {
-        for name in names {
-            let name = excerpt(&name, 64);
-            if self.ignored.len() < KEPT_IGNORED || self.ignored.contains_key(&name) {
-                *self.ignored.entry(name).or_default() += records;
-            }
-        }
-    }
-
-    fn add_bad(&mut self, row: BadRow) {
-        self.bad_rows += 1;
-        if self.bad.len() < KEPT_BAD_ROWS {
-            self.bad.push(row);
-        }
     }
 }
