@@ -80,8 +80,11 @@ fn ranks_that_reach_the_store_themselves_get_the_same_weights_whatever_it_refuse
     let id = service.service.submit_letters(Command::new(foil()));
     let (policy, _) = service.finish(&id);
     let metrics = page(service.service.url(), "/metrics").1;
-    let reads = metrics.lines().find_map(|line| line.strip_prefix("foil_direct_transfers_total "));
-    let reads: f64 = reads.and_then(|reads| reads.parse().ok()).expect("a count");
-    assert!(reads >= 1.0, "{reads} reads");
+    for direction in ["in", "out"] {
+        let name = format!("foil_direct_transfers_total{{direction=\"{direction}\"}} ");
+        let count = metrics.lines().find_map(|line| line.strip_prefix(&name));
+        let count: f64 = count.and_then(|count| count.parse().ok()).unwrap_or(0.0);
+        assert!(count >= 1.0, "{direction}: {count}\n{}", service.service.log("agent.log"));
+    }
     assert!(policy == Run::letters().ranks(2).finish().weights().0, "the weights differ");
 }

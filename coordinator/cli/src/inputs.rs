@@ -283,12 +283,16 @@ mod tests {
             prepare(spec::Job::try_from(job).unwrap(), &mut |_| {})
         };
         let data = named("set#train", "set/data/*.jsonl").unwrap().spec.data.unwrap();
-        let names = |list: &[String]| -> Vec<String> {
-            list.iter().map(|input| input.rsplit_once(':').unwrap().1.to_owned()).collect()
+        // The files of a folder or pattern are one source.
+        let names = |set: &str| -> Vec<Vec<String>> {
+            let name = |input: &String| input.rsplit_once(':').unwrap().1.to_owned();
+            let sources = data.sources.iter().filter(|source| source.set == set);
+            sources.map(|source| source.path.iter().map(name).collect()).collect()
         };
         let [first, second, test] = files.map(|file| file.rsplit_once('/').unwrap().1.to_owned());
-        assert_eq!(names(&data.preferences), ["golden.jsonl".to_owned(), first.clone(), second.clone()]);
-        assert_eq!(names(&data.prompts), [test, first, second]);
+        let train = vec![first.clone(), second.clone()];
+        assert_eq!(names("preferences"), [vec!["golden.jsonl".to_owned()], train]);
+        assert_eq!(names("prompts"), [vec![test, first, second]]);
         let error = named("set", "golden.jsonl").unwrap_err().to_string();
         assert!(
             error.starts_with("data.preferences: ") && error.contains("several splits: test, train"),

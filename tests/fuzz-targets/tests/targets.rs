@@ -104,7 +104,7 @@ macro_rules! targets {
                 assert!(names.contains(&target.name), "{} has no test", target.name);
                 assert!(manifest.contains(&format!("name = \"{}\"\n", target.name)), "{} has no fuzzer", target.name);
                 let body = fs::read_to_string(corpus("../fuzz_targets").join(format!("{}.rs", target.name)));
-                assert!(body.expect("a fuzzer").contains(&format!("run(\"{}\", input)", target.name)));
+                assert!(body.expect("a fuzzer").contains(&format!("fuzz(\"{}\", input)", target.name)));
                 for entry in fs::read_dir(corpus(target.name)).expect("a corpus").flatten() {
                     let bytes = entry.metadata().expect("a file").len();
                     assert!(bytes <= MAX_FILE_BYTES, "{} has {bytes} bytes", entry.path().display());

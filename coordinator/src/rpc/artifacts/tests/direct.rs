@@ -122,10 +122,9 @@ impl Bucket {
             }
             _ => {
                 assert_eq!(header("content-md5").unwrap().len(), 24);
-                let part = self.backend.put_part(&path, &id, number - 1, body.into()).await.unwrap();
+                self.backend.put_part(&path, &id, number - 1, body.into()).await.unwrap();
                 format!(
-                    "HTTP/1.1 200 OK\r\netag: {}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
-                    part.content_id
+                    "HTTP/1.1 200 OK\r\netag: \"p{number}\"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
                 )
             }
         };
@@ -252,14 +251,13 @@ async fn an_upload_is_finished_by_its_rank_alone_and_with_its_size() {
     let begun = client.begin_upload(begin(3, "s3cret")).await.unwrap().into_inner();
     assert_eq!((begun.urls.len(), begun.object), (1, None));
     let upload_id = begun.upload_id;
-    let part =
-        bucket.backend.put_part(&Path::from(KEY), &upload_id, 0, body(1 << 20, 1).into()).await.unwrap();
+    bucket.backend.put_part(&Path::from(KEY), &upload_id, 0, body(1 << 20, 1).into()).await.unwrap();
     let finish = |begin: v1::PutBegin, etags: &[&str]| v1::FinishUploadRequest {
         begin: Some(begin),
         upload_id: upload_id.clone(),
         etags: etags.iter().map(|etag| (*etag).to_owned()).collect(),
     };
-    let etag = part.content_id.as_str();
+    let etag = "\"p1\"";
     for (request, code) in [
         (finish(begin(2, "s3cret"), &[etag]), Code::Aborted),
         (finish(begin(3, "guess"), &[etag]), Code::PermissionDenied),
