@@ -13,6 +13,8 @@ use tonic::Code;
 use super::direct::{DirectAccess, NotSent};
 use super::{LeaderChannel, Moved, TransferError, UNARY_DEADLINE, client, persist, request};
 
+/// Size below which no coordinator lets ranks write to the store themselves.
+const MIN_BYTES: u64 = 64 << 10;
 /// Deadline of completing an upload, for which a store may take minutes.
 const FINISH_DEADLINE: Duration = Duration::from_secs(600);
 /// Number of parts that are sent at the same time.
@@ -28,7 +30,7 @@ pub(super) async fn put_file(
     moved: &Moved,
     told: &Arc<AtomicU64>,
 ) -> Result<Option<v1::Object>, TransferError> {
-    if !direct.is_on() {
+    if begin.size < MIN_BYTES || !direct.is_on() {
         return Ok(None);
     }
     let key = begin.key.as_str();

@@ -59,11 +59,11 @@ impl ArtifactsService {
             ));
         }
         let key = access::may_write(&begin, caller, &*self.attempts)?;
-        if let Some(object) = self.already_there(&key, &announced).await? {
-            return Ok(v1::BeginUploadResponse { object: Some(object), ..Default::default() });
-        }
         if self.direct.is_none_or(|min| begin.size < min.max(1)) {
             return Ok(v1::BeginUploadResponse::default());
+        }
+        if let Some(object) = self.already_there(&key, &announced).await? {
+            return Ok(v1::BeginUploadResponse { object: Some(object), ..Default::default() });
         }
         let begun = self.store.begin_url_upload(&key, begin.size, WRITE_VALIDITY).await;
         let Some(upload) = begun.map_err(|error| from_store(&error))? else {
