@@ -49,9 +49,10 @@ pub(crate) struct ServeArgs {
     /// Memory limit for reading one job's inputs, which happens in a child process.
     #[arg(long, value_name = "SIZE", default_value = "4GiB", value_parser = crate::size::bytes)]
     pub(crate) input_memory: u64,
-    /// Size from which ranks read objects, such as models, from the store itself instead of through the
-    /// coordinator, or off. For S3, GCS and Azure stores: ranks get URLs that expire after 15 minutes, and
-    /// no credentials. A rank that cannot reach the store reads through the coordinator.
+    /// Size from which ranks read and write objects, such as models and checkpoints, in the store itself
+    /// instead of through the coordinator, or off. For S3, GCS and Azure (reading only) stores: ranks get
+    /// URLs that expire, and no credentials. Files of less than 64 KiB, and all of a rank that cannot
+    /// reach the store, go through the coordinator.
     #[arg(long, value_name = "SIZE", default_value = "16MiB", env = "FOIL_DIRECT_TRANSFERS", value_parser = crate::size::bytes_or_off)]
     pub(crate) direct_transfers: SizeOrOff,
     /// Period of garbage collection in the store, such as 12h, or off. It deletes inputs that no job names,
