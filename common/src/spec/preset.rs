@@ -128,9 +128,11 @@ pub(super) fn settle(file: Value, settings: &Value) -> Result<Value, SpecError> 
 pub(super) fn keep_choices(file: &Value, settings: &[String]) -> Result<(), SpecError> {
     let given: Vec<(&str, &str)> = settings.iter().filter_map(|setting| setting.split_once('=')).collect();
     let is_set = |path: &str| given.iter().any(|(field, _)| field.trim() == path);
-    let preset = given.iter().rev().find(|(field, _)| field.trim() == "preset").map(|(_, name)| name.trim());
-    let preset = preset.or_else(|| file.get("preset").and_then(Value::as_str)).unwrap_or_default();
-    let mut chosen = Preset::parse_optional(preset).ok().flatten().map(Preset::fields).unwrap_or(json!({}));
+    let named = given.iter().rev().find(|(field, _)| field.trim() == "preset").map(|(_, name)| name.trim());
+    let fields = |name: &str| Preset::parse_optional(name).ok().flatten().map(Preset::fields);
+    let mut chosen = json!({});
+    let presets = [file.get("preset").and_then(Value::as_str), named];
+    presets.into_iter().flatten().filter_map(fields).for_each(|fields| merge(&mut chosen, fields));
     merge(&mut chosen, file.clone());
     for (field, _) in &given {
         let names = schema::names(field.trim());

@@ -106,7 +106,8 @@ const MAX_PLACES: usize = 4;
 fn places(message: &str, at: &str, field: &str, depth: usize, found: &mut Vec<String>) {
     if !at.is_empty() {
         let own = contract::kind(message, field).map(|_| field);
-        found.extend(own.or_else(|| synonym(message, field)).map(|name| path(at, name)));
+        let names = own.or_else(|| synonym(message, field)).unwrap_or_default();
+        found.extend(names.split(" or ").filter(|name| !name.is_empty()).map(|name| path(at, name)));
     }
     if depth > 1 {
         for known in contract::fields(message) {
@@ -170,6 +171,8 @@ mod tests {
         assert_eq!(hint("PolicyStepSpec", "max_length"), "it is a setting of another block: text.max_length");
         assert!(hint("SftStepSpec", "gradient_accumulation_steps").contains("optimizer.micro_batch_tokens"));
         assert!(hint("DpoSpec", "loss_type").contains("policy_step.method"));
+        let kl = "it is a setting of another block: policy_step.grpo.beta or policy_step.rloo.beta";
+        assert_eq!(hint("JobSpec", "kl_coef"), kl);
         assert_eq!(hint("JobSpec", "round"), "did you mean rounds?");
         assert_eq!(hint("JobSpec", "zzz"), "");
     }

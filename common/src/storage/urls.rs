@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use foil_proto::v1;
+use futures::{StreamExt, TryStreamExt};
 use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
 use object_store::signer::{Method, SignedUrlOptions, Signer};
@@ -16,6 +17,7 @@ use super::{Put, Store, StoreError};
 /// Minimum size of a part, and maximum number of parts: each has a URL of up to two kilobytes in one message.
 const MIN_PART_BYTES: u64 = 64 << 20;
 const MAX_PARTS: u64 = 256;
+const PARALLEL_SIGNATURES: usize = 16;
 
 /// What a backend offers by URL.
 pub struct Urls {
@@ -74,66 +76,67 @@ impl Store {
         let create = |path: Path| async move { uploads.create_multipart(&path).await };
         let id = self.with_retries("put", Ask::write(key, 0), create).await?;
         let part_bytes = size.div_ceil(MAX_PARTS).max(MIN_PART_BYTES);
-        let mut urls = Vec::new();
-        for number in 1..=size.div_ceil(part_bytes) {
+        let path = self.path(key)?;
+        let sign = |number: u64| {
             let query = [("partNumber", number.to_string()), ("uploadId", id.clone())];
             let options = SignedUrlOptions::new().with_query(query);
-            let url = signer.signed_url_opts(Method::PUT, &self.path(key)?, valid, &options).await;
-            match url {
-                Ok(url) => urls.push(url.into()),
-                Err(error) => {
-                    self.abort_url_upload(key, &id).await;
-                    return Err(self.failure("sign", key, &error));
-                }
+            let path = &path;
+            async move { signer.signed_url_opts(Method::PUT, path, valid, &options).await.map(String::from) }
+        };
+        // A provider may sign by a request.
+        let signed =
+            futures::stream::iter(1..=size.div_ceil(part_bytes)).map(sign).buffered(PARALLEL_SIGNATURES);
+        let urls = match signed.try_collect::<Vec<String>>().await {
+            Ok(urls) => urls,
+            Err(error) => {
+                self.abort_url_upload(key, &id).await;
+                return Err(self.failure("sign", key, &error));
             }
-        }
+        };
         Ok(Some(UrlUpload { id, part_bytes, urls }))
     }
 
     /// Makes the object of a complete upload exist, as [`super::object::ObjectWriter::finish`] does; it is
-    /// durable when this returns. Its size is verified, its hash is not.
+    /// durable when this returns. Its size is verified, its hash is not. `None` if it is not wanted any
+    /// more once all bytes are there.
     pub async fn finish_url_upload(
         &self,
         key: &str,
         announced: &Digest,
         id: &str,
         etags: Vec<String>,
-    ) -> Result<v1::Object, StoreError> {
+        is_wanted: impl FnOnce() -> bool,
+    ) -> Result<Option<v1::Object>, StoreError> {
         object::check_key(key)?;
+        let Some(Urls { uploads: Some(uploads), .. }) = self.urls.as_deref() else { return Ok(None) };
         let _only_one = self.lock(key).await;
         match self.digest(key).await {
             Ok(existing) => {
                 self.abort_url_upload(key, id).await;
-                return object::agreed(key, existing, announced.clone());
+                return object::agreed(key, existing, announced.clone()).map(Some);
             }
             Err(StoreError::NotFound { .. }) => {}
             Err(error) => return Err(error),
         }
-        let completed = self.complete(key, announced.size, id, etags).await;
-        // If the reply to an earlier try was lost, there is no upload any more, but the object.
-        let size = match (self.size(key).await, completed) {
-            (Ok(size), _) => size,
-            (Err(_), Err(error)) | (Err(error), Ok(())) => return Err(error),
-        };
+        let parts = etags.into_iter().map(|content_id| PartId { content_id }).collect();
+        match uploads.complete_multipart(&self.path(key)?, &id.to_owned(), parts).await {
+            // If the reply to an earlier try was lost, there is no upload any more, but the object.
+            Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+            Err(error) => return Err(self.failure("put", key, &error)),
+        }
+        let size = self.size(key).await?;
         if size != announced.size {
             self.delete(key).await?;
             let (expected, found) = (announced.describe(), format!("{size} bytes"));
             return Err(StoreError::Mismatch { key: key.to_owned(), expected, found });
         }
-        match self.create(&format!("{key}{SIDECAR}"), announced.sidecar()).await? {
-            Put::Created => Ok(announced.clone().object(key)),
-            Put::Exists => object::agreed(key, self.digest(key).await?, announced.clone()),
+        if !is_wanted() {
+            return Ok(None);
         }
-    }
-
-    async fn complete(&self, key: &str, size: u64, id: &str, etags: Vec<String>) -> Result<(), StoreError> {
-        let Some(Urls { uploads: Some(uploads), .. }) = self.urls.as_deref() else {
-            return Err(StoreError::NotFound { location: self.location().to_owned(), key: key.to_owned() });
-        };
-        let (path, id) = (self.path(key)?, id.to_owned());
-        let parts = etags.into_iter().map(|content_id| PartId { content_id }).collect();
-        let completed = uploads.complete_multipart(&path, &id, parts).await;
-        self.sent_part(key, size, completed).map(drop)
+        match self.create(&format!("{key}{SIDECAR}"), announced.sidecar()).await? {
+            Put::Created => Ok(Some(announced.clone().object(key))),
+            Put::Exists => object::agreed(key, self.digest(key).await?, announced.clone()).map(Some),
+        }
     }
 
     /// Removes an unfinished upload; a failure is logged.

@@ -3,6 +3,7 @@
 use std::io;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use foil_common::data::folder::{self, FolderError};
@@ -59,7 +60,11 @@ pub(super) struct Source {
     pub(super) field: &'static str,
     pub(super) sources: Vec<DataSource>,
     opened: Vec<Opened>,
+    /// The first failure of the store while a file was read in it.
+    trouble: Trouble,
 }
+
+type Trouble = Arc<Mutex<Option<StoreError>>>;
 
 /// The files of a source, with their user-given names.
 #[derive(Debug)]
@@ -127,7 +132,8 @@ impl Source {
             let files = inputs.iter().map(open).collect::<Result<_, _>>()?;
             Ok(Opened { files, names: ColumnNames::new(&source.columns) })
         });
-        Ok(Self { field, sources: sources.to_vec(), opened: opened.collect::<Result<_, ResolveError>>()? })
+        let opened = opened.collect::<Result<_, ResolveError>>()?;
+        Ok(Self { field, sources: sources.to_vec(), opened, trouble: Trouble::default() })
     }
 
     async fn fetch(
@@ -135,6 +141,7 @@ impl Source {
         sources: &[DataSource],
         uploads: Uploads<'_>,
     ) -> Result<Self, ResolveError> {
+        let trouble = Trouble::default();
         let mut opened = Vec::with_capacity(sources.len());
         for source in sources {
             let mut files = Vec::with_capacity(source.inputs.len());
@@ -143,12 +150,13 @@ impl Source {
                 let InputRef::Input { blake3, .. } = input else {
                     return Err(ResolveError::NotUploaded { field, path: name });
                 };
-                let content = open_upload(field, &name, &uploads.key(blake3), uploads.store).await?;
+                let content =
+                    open_upload(field, &name, &uploads.key(blake3), uploads.store, &trouble).await?;
                 files.push((name, content));
             }
             opened.push(Opened { files, names: ColumnNames::new(&source.columns) });
         }
-        Ok(Self { field, sources: sources.to_vec(), opened })
+        Ok(Self { field, sources: sources.to_vec(), opened, trouble })
     }
 
     /// The rows of the files that `choice` keeps. Fails if the fraction of bad rows exceeds the allowed one.
@@ -162,7 +170,11 @@ impl Source {
         if self.opened.is_empty() {
             return Ok(None);
         }
-        let fail = |fault| ResolveError::Data { field: self.field, fault };
+        let fail = |fault| match self.trouble.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // The file is not at fault.
+            Some(error) => ResolveError::from(error),
+            None => ResolveError::Data { field: self.field, fault },
+        };
         let sources = self.opened.iter().map(|Opened { files, names }| SourceFiles {
             files: files.iter().map(|(name, content)| (name.as_str(), content.clone())).collect(),
             names,
@@ -179,13 +191,15 @@ async fn open_upload(
     name: &str,
     key: &str,
     store: &Store,
+    trouble: &Trouble,
 ) -> Result<Content, ResolveError> {
     let object = stat(field, name, key, store).await?;
     if object.size <= MAX_HELD_BYTES {
         return Ok(store.read_object(&object).await?.into());
     }
     store.verify_object(&object).await?;
-    Ok(Content::remote(StoredFile { store: store.clone(), object, runtime: Handle::current() }))
+    let (store, trouble) = (store.clone(), Arc::clone(trouble));
+    Ok(Content::remote(StoredFile { store, object, runtime: Handle::current(), trouble }))
 }
 
 /// A data file in the store. It is read by threads that may block.
@@ -194,6 +208,7 @@ struct StoredFile {
     store: Store,
     object: v1::Object,
     runtime: Handle,
+    trouble: Trouble,
 }
 
 impl RangeReader for StoredFile {
@@ -202,7 +217,11 @@ impl RangeReader for StoredFile {
     }
 
     fn read(&self, range: Range<u64>) -> io::Result<Bytes> {
-        self.runtime.block_on(self.store.get_range(&self.object.key, range)).map_err(io::Error::other)
+        self.runtime.block_on(self.store.get_range(&self.object.key, range)).map_err(|error| {
+            let told = io::Error::other(error.to_string());
+            self.trouble.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            told
+        })
     }
 }
 

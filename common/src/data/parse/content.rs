@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Size of the blocks that are read from a [`RangeReader`].
 const BLOCK: u64 = 4 << 20;
 /// Number of blocks of a file that are kept: a table's reader moves back and forth between a few columns.
-const KEPT_BLOCKS: usize = 4;
+const KEPT_BLOCKS: usize = 8;
 
 /// A source of ranges of bytes, such as an object in a store.
 pub trait RangeReader: fmt::Debug + Send + Sync {
@@ -112,9 +112,15 @@ impl Blocks {
             return Ok(Bytes::new());
         }
         let (number, start) = (at / BLOCK, at / BLOCK * BLOCK);
-        let found = self.latest().iter().find(|(other, _)| *other == number).map(|(_, block)| block.clone());
+        let found = {
+            let mut latest = self.latest();
+            let place = latest.iter().position(|(other, _)| *other == number);
+            // The last used is the last to go.
+            let found = place.and_then(|place| latest.remove(place));
+            found.inspect(|found| latest.push_front(found.clone()))
+        };
         let block = match found {
-            Some(block) => block,
+            Some((_, block)) => block,
             None => {
                 let range = start..(start + BLOCK).min(whole);
                 let expected = range.end - range.start;

@@ -101,17 +101,18 @@ impl LogState {
 
     /// Numbers and sizes of the unread records.
     async fn list(&self, store: &Store) -> Result<Vec<(u64, u64)>, LogError> {
-        let mut listings = 0;
+        let (mut listings, mut lacking) = (0, String::new());
         loop {
             let listed = match self.next.checked_sub(1) {
                 Some(last) => store.list_after(PREFIX, &key(last)).await?,
                 None => store.list(PREFIX).await?,
             };
-            listings += 1;
             match self.unread(listed) {
                 // A listing is not atomic: of records appended while it runs, it may contain a later one but
                 // lack an earlier one.
                 Err(LogError::Gap { key }) if store.exists(&key).await? => {
+                    listings = if lacking == key { listings + 1 } else { 1 };
+                    lacking.clone_from(&key);
                     if listings == MAX_LISTINGS {
                         return Err(LogError::Unlisted { key, listings });
                     }

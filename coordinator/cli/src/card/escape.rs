@@ -16,18 +16,23 @@ pub(super) fn name(text: &str) -> String {
     }
 }
 
-/// Escapes text so that it cannot begin an element of Markdown or HTML, a link or a mention, or end a table
-/// cell. Other punctuation stays readable.
+/// Escapes text so that it cannot begin an element of Markdown or HTML, or end a table cell. Other
+/// punctuation stays readable.
 pub(crate) fn markdown(text: &str) -> String {
     let text = visible(text);
     let mut escaped = String::with_capacity(text.len());
     for (at, character) in text.char_indices() {
         let (before, after) = (&text[..at], &text[at + character.len_utf8()..]);
         let is_marked = match character {
-            '\\' | '`' | '*' | '_' | '[' | ']' | '|' | '~' | '$' | '@' => true,
+            '`' | '*' | '_' | '[' | ']' | '|' | '~' | '$' => true,
             // Headings, lists and underlines of headings.
             '#' | '-' | '+' | '=' => before.trim().is_empty(),
-            '.' | ')' if !before.is_empty() && before.bytes().all(|byte| byte.is_ascii_digit()) => true,
+            '.' | ')'
+                if !before.trim().is_empty()
+                    && before.trim_start().bytes().all(|byte| byte.is_ascii_digit()) =>
+            {
+                true
+            }
             // Addresses become links by themselves.
             ':' => after.starts_with("//"),
             '.' => before.to_ascii_lowercase().ends_with("www"),
@@ -37,6 +42,8 @@ pub(crate) fn markdown(text: &str) -> String {
             '&' => escaped.push_str("&amp;"),
             '<' => escaped.push_str("&lt;"),
             '>' => escaped.push_str("&gt;"),
+            // An escaped one is the start of a formula before a bracket.
+            '\\' => escaped.push_str("&#92;"),
             other => {
                 if is_marked {
                     escaped.push('\\');
@@ -107,11 +114,9 @@ mod tests {
         assert_eq!(name("a|b\n---\nlicense: mit"), "a\\|b␊---␊license: mit");
         assert_eq!(markdown("<img src=x> & [a](b)"), "&lt;img src=x&gt; &amp; \\[a\\](b)");
         assert_eq!(markdown("\u{202e}x\u{0}"), "⟨U+202E⟩x␀");
-        assert_eq!(
-            markdown("https://a.example www.b.example @c"),
-            "https\\://a.example www\\.b.example \\@c"
-        );
+        assert_eq!(markdown("https://a.example www.b.example @c"), "https\\://a.example www\\.b.example @c");
         assert_eq!(markdown("- a"), "\\- a");
+        assert_eq!([markdown(r"\(x\)"), markdown(" 1. a")], ["&#92;(x&#92;)", " 1\\. a"]);
         assert_eq!([markdown("1. a"), markdown("# a")], ["1\\. a", "\\# a"]);
         assert_eq!(markdown("dpo (beta 0.1), v1.2-rc: a + b"), "dpo (beta 0.1), v1.2-rc: a + b");
     }

@@ -32,10 +32,17 @@ pub(super) fn group(runs: &mut [v1::RunReport]) -> Result<Vec<String>> {
     Ok(warnings)
 }
 
-/// The settings that make an experiment; a run's seed and devices do not.
+/// The settings that make an experiment; a run's seed and the number of its devices do not.
 fn experiment(run: &v1::RunReport) -> v1::JobSpec {
     let spec = run.job.as_ref().and_then(|job| job.spec.as_ref()).map(without_scheduling).unwrap_or_default();
-    v1::JobSpec { name: String::new(), seed: None, resources: None, ..spec }
+    let kept = |resources: &v1::ResourceSpec| v1::ResourceSpec {
+        precision: resources.precision.clone(),
+        sharding: resources.sharding.clone(),
+        deterministic: resources.deterministic,
+        ..Default::default()
+    };
+    let resources = spec.resources.as_ref().map(kept).filter(|kept| *kept != v1::ResourceSpec::default());
+    v1::JobSpec { name: String::new(), seed: None, resources, ..spec }
 }
 
 fn seed(run: &v1::RunReport) -> u32 {

@@ -65,9 +65,13 @@ impl ArtifactsService {
         if let Some(object) = self.already_there(&key, &announced).await? {
             return Ok(v1::BeginUploadResponse { object: Some(object), ..Default::default() });
         }
-        let begun = self.store.begin_url_upload(&key, begin.size, WRITE_VALIDITY).await;
-        let Some(upload) = begun.map_err(|error| from_store(&error))? else {
-            return Ok(v1::BeginUploadResponse::default());
+        let upload = match self.store.begin_url_upload(&key, begin.size, WRITE_VALIDITY).await {
+            Ok(Some(upload)) => upload,
+            Ok(None) => return Ok(v1::BeginUploadResponse::default()),
+            Err(error) => {
+                tracing::warn!(%error, "the store takes no upload by URL; the object is received instead");
+                return Ok(v1::BeginUploadResponse::default());
+            }
         };
         let (upload_id, part_bytes) = (upload.id, upload.part_bytes);
         Ok(v1::BeginUploadResponse { object: None, upload_id, part_bytes, urls: upload.urls })
@@ -98,8 +102,13 @@ impl ArtifactsService {
         }
         let _hold = self.in_use.hold([key.clone()]).map_err(|why| being_deleted(&why))?;
         failpoint::hit("artifact.receive").map_err(|injected| busy(&injected.to_string()))?;
-        let finished = self.store.finish_url_upload(&key, &announced, &upload_id, etags).await;
-        let object = finished.map_err(|error| from_store(&error))?;
+        // An upload that became stale in the meantime must not become an object.
+        let is_current = || access::may_write(&begin, caller, &*self.attempts).is_ok();
+        let finished = self.store.finish_url_upload(&key, &announced, &upload_id, etags, is_current).await;
+        let Some(object) = finished.map_err(|error| from_store(&error))? else {
+            access::may_write(&begin, caller, &*self.attempts)?;
+            return Err(busy("the attempt changed while the upload was finished"));
+        };
         metrics::counter!("foil_direct_transfers_total", "direction" => "in").increment(1);
         Ok(v1::FinishUploadResponse { object: Some(object) })
     }
