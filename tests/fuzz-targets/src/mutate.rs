@@ -88,7 +88,11 @@ fn node(value: &mut Value, random: &mut fastrand::Rng) {
             match random.u8(..8) {
                 0 => drop(list.remove(index)),
                 1 => list.push(list[index].clone()),
-                2 => list.resize(10_000, list[index].clone()),
+                2 => {
+                    // Repeated repetitions would take all memory.
+                    let room = SIZE_LIMIT / list[index].to_string().len().max(1);
+                    list.resize(room.clamp(1, 10_000).max(list.len()), list[index].clone());
+                }
                 _ => node(&mut list[index], random),
             }
         }
