@@ -204,6 +204,23 @@ mod tests {
     }
 
     #[test]
+    fn precision_makes_another_arm_and_the_number_of_ranks_does_not() {
+        let of = |ranks: u32, precision: &str| {
+            let mut run = run("a", ranks, 0.1);
+            let resources = v1::ResourceSpec {
+                ranks: Some(ranks),
+                precision: precision.to_owned(),
+                ..Default::default()
+            };
+            run.job.as_mut().unwrap().spec.as_mut().unwrap().resources = Some(resources);
+            run
+        };
+        let mut runs = vec![of(1, "fp32"), of(2, "fp32"), of(2, "bf16")];
+        group(&mut runs).unwrap();
+        assert_eq!(arms(&runs), ["a, precision fp32", "a, precision fp32", "a, precision bf16"]);
+    }
+
+    #[test]
     fn an_arm_does_not_count_a_run_twice() {
         let mut twice = vec![run("a", 0, 0.1), run("a", 0, 0.1)];
         let refused = group(&mut twice).unwrap_err().to_string();
