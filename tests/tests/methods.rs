@@ -66,7 +66,7 @@ fn best(completions: &[Completion]) -> &Completion {
 #[test]
 fn rrhf_ranks_completions_and_imitates_the_best() {
     const WEIGHT: f64 = 3.0;
-    let (run, outcome) = whole_batches(&[&format!("policy_step.rrhf.ranking_weight={WEIGHT}")]);
+    let (run, outcome) = whole_batches(&[&format!("policy_step.rrhf={{ranking_weight: {WEIGHT}}}")]);
     let prompts = completions_by_prompt(&run, 1);
     let likelihood = |completion: &Completion| completion.log_prob / completion.tokens as f64;
     let (mut ranking, mut nll, mut read) = (0.0, 0.0, Vec::new());
@@ -102,7 +102,7 @@ fn rrhf_ranks_completions_and_imitates_the_best() {
 #[test]
 fn ipo_pulls_the_best_and_the_worst_apart_to_its_margin() {
     const BETA: f64 = 0.5;
-    let (run, outcome) = whole_batches(&[&format!("policy_step.ipo.beta={BETA}")]);
+    let (run, outcome) = whole_batches(&[&format!("policy_step.ipo={{beta: {BETA}}}")]);
     assert_learned(&outcome, &ends(&completions_by_prompt(&run, 1)));
     let steps = steps(&run, "r01.policy.train");
     let step = |step: usize, name: &str| steps[step][name].as_f64().expect(name);
@@ -121,7 +121,7 @@ fn ipo_pulls_the_best_and_the_worst_apart_to_its_margin() {
 #[test]
 fn simpo_compares_mean_log_probabilities() {
     const GAMMA: f64 = 0.5;
-    let (run, outcome) = whole_batches(&[&format!("policy_step.simpo.gamma={GAMMA}")]);
+    let (run, outcome) = whole_batches(&[&format!("policy_step.simpo={{gamma: {GAMMA}}}")]);
     let prompts = completions_by_prompt(&run, 1);
     let ends = ends(&prompts);
     assert_learned(&outcome, &ends);
@@ -151,7 +151,7 @@ fn ends(prompts: &[Vec<Completion>]) -> Vec<&Completion> {
 #[test]
 fn policy_gradients_follow_advantages_within_their_clip() {
     for method in ["grpo", "rloo"] {
-        let (run, outcome) = whole_batches(&[&format!("policy_step.{method}.epsilon=0.5")]);
+        let (run, outcome) = whole_batches(&[&format!("policy_step.{method}={{epsilon: 0.5}}")]);
         let prompts = completions_by_prompt(&run, 1);
         assert_learned(&outcome, &prompts.iter().flatten().collect::<Vec<_>>());
         let steps = steps(&run, "r01.policy.train");
@@ -167,7 +167,7 @@ fn policy_gradients_follow_advantages_within_their_clip() {
 
 /// The fraction of ratios clipped by a narrow range.
 fn run_clipped(method: &str) -> f64 {
-    let (_, outcome) = whole_batches(&[&format!("policy_step.{method}.epsilon=0.01")]);
+    let (_, outcome) = whole_batches(&[&format!("policy_step.{method}={{epsilon: 0.01}}")]);
     figure(&outcome, "policy", "train_clip_fraction")
 }
 
@@ -178,7 +178,7 @@ fn dpo_starts_every_round_at_ln_2_and_falls_with_beta() {
     let (run, outcome) = whole_batches(&[
         "rounds=2",
         "policy_step.learning_rate=1e-4",
-        &format!("policy_step.dpo.beta={BETA}"),
+        &format!("policy_step.dpo={{beta: {BETA}}}"),
     ]);
     for (round, figures) in (1..).zip(&outcome.rounds) {
         assert_near(figures.estimate("policy", "train_first_loss").value, LN_2, 1e-5);
