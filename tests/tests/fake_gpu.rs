@@ -95,12 +95,12 @@ fn all_games_of_the_long_form() {
         run_on_gpu(ranks, &[&sharding, "resources.precision=bf16"]);
     }
     let games: [&[&str]; 9] = [
-        &["policy_step.dpo.beta=0.1"],
-        &["policy_step.ipo.beta=0.1"],
-        &["policy_step.rrhf.ranking_weight=1"],
+        &["policy_step.dpo={beta: 0.1}"],
+        &["policy_step.ipo={beta: 0.1}"],
+        &["policy_step.rrhf={ranking_weight: 1}"],
         &["policy_step.grpo.kl.beta=0.05"],
         &["policy_step.rloo.kl.beta=0.05"],
-        &["policy_step.simpo.beta=2"],
+        &["policy_step.simpo={beta: 2}"],
         &["policy_step.lora.rank=4", "reward_step.lora.rank=4"],
         &["sampling.top_k=5", "sampling.repetition_penalty=1.2", "sampling.min_new_tokens=4"],
         &["resources.activation_checkpointing=true", "resources.deterministic=false"],
