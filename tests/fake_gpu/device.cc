@@ -1,17 +1,24 @@
 // The device interface of the stand-in for libtorch: guard, streams, events and hooks. There is one device and one
-// stream, and every operation is complete when it returns.
+// stream, and every operation is complete when it returns, except copies to pinned memory.
 
 #include <ATen/core/Generator.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
 #include "memory.h"
+#include "trace.h"
 
 namespace fake_gpu {
 namespace {
 
 const c10::Device kDevice(c10::kCUDA, 0);
 const c10::Stream kStream(c10::Stream::DEFAULT, kDevice);
+
+// Waits for the device; `what` it waits for is traced.
+void wait_for(const char* what) {
+  finish_copies();
+  note("wait", what);
+}
 
 class Guard final : public c10::impl::DeviceGuardImplInterface {
  public:
@@ -35,9 +42,9 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
   void block(void* /*event*/, const c10::Stream& /*stream*/) const override {}
   bool queryEvent(void* /*event*/) const override { return true; }
   bool queryStream(const c10::Stream& /*stream*/) const override { return true; }
-  void synchronizeStream(const c10::Stream& /*stream*/) const override {}
-  void synchronizeEvent(void* /*event*/) const override {}
-  void synchronizeDevice(const c10::DeviceIndex /*device*/) const override {}
+  void synchronizeStream(const c10::Stream& /*stream*/) const override { wait_for("stream"); }
+  void synchronizeEvent(void* /*event*/) const override { wait_for("event"); }
+  void synchronizeDevice(const c10::DeviceIndex /*device*/) const override { wait_for("device"); }
   void recordDataPtrOnStream(const c10::DataPtr& /*pointer*/, const c10::Stream& /*stream*/) const override {}
 };
 
@@ -71,7 +78,7 @@ class CUDAHooks final : public CUDAHooksInterface {
   Allocator* getPinnedMemoryAllocator() const override { return fake_gpu::pinned_memory(); }
   bool isPinnedPtr(const void* address) const override { return fake_gpu::is_pinned(address); }
   Device getDeviceFromPtr(void* /*address*/) const override { return {kCUDA, 0}; }
-  void deviceSynchronize(DeviceIndex /*device*/) const override {}
+  void deviceSynchronize(DeviceIndex /*device*/) const override { fake_gpu::wait_for("device"); }
 };
 
 REGISTER_CUDA_HOOKS(CUDAHooks);

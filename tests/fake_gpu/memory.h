@@ -19,4 +19,8 @@ at::Tensor on_host(const at::Tensor& tensor);
 // A device tensor with the numbers of a CPU tensor, and with its layout if that is dense.
 at::Tensor to_device(const at::Tensor& host);
 
+// Runs the copies to pinned memory for which the host has not waited. That is the latest possible time, so that results
+// show if a source changes too early, or if its copy is read too early.
+void finish_copies();
+
 }  // namespace fake_gpu

@@ -6,6 +6,9 @@
 #include <ATen/ops/view_native.h>
 #include <torch/library.h>
 
+#include <mutex>
+#include <vector>
+
 #include "memory.h"
 #include "trace.h"
 
@@ -25,21 +28,36 @@ at::Tensor empty_strided(at::IntArrayRef sizes, at::IntArrayRef strides, std::op
   return device_tensor(sizes, strides, c10::dtype_or_default(kind));
 }
 
-void note_copy(const at::Tensor& to, const at::Tensor& from, bool non_blocking) {
+// A copy to pinned memory that the host does not wait for yet.
+struct PendingCopy {
+  at::Tensor to, from;
+};
+std::mutex pending_mutex;
+std::vector<PendingCopy> pending;
+
+// Whether the host waits for the copy: always if it is from or to pageable memory, regardless of `non_blocking`.
+bool is_async(const at::Tensor& to, const at::Tensor& from, bool non_blocking) {
+  return non_blocking && is_pinned((to.is_cuda() ? from : to).storage().data());
+}
+
+void note_copy(const at::Tensor& to, const at::Tensor& from, bool async) {
   if (to.is_cuda() && from.is_cuda()) {
     launch(c10::str("aten::copy_ ", from.sizes(), c10::toString(from.scalar_type()), " ",
                     c10::toString(to.scalar_type())));
     return;
   }
-  const auto& host = to.is_cuda() ? from : to;
-  // Copies from and to pageable memory make the host wait, regardless of `non_blocking`.
-  const bool async = non_blocking && is_pinned(host.storage().data());
   note(to.is_cuda() ? "h2d" : "d2h",
        c10::str(async ? "async " : "sync ", from.nbytes(), " ", from.sizes(), c10::toString(from.scalar_type())));
 }
 
 at::Tensor& copy(at::Tensor& to, const at::Tensor& from, bool non_blocking) {
-  note_copy(to, from, non_blocking);
+  const bool async = is_async(to, from, non_blocking);
+  note_copy(to, from, async);
+  if (async && from.is_cuda()) {
+    const std::lock_guard lock(pending_mutex);
+    pending.push_back({to, from});
+    return to;
+  }
   const auto target = to.is_cuda() ? on_host(to) : to.detach();
   target.copy_(from.is_cuda() ? on_host(from) : from.detach());
   return to;
@@ -56,6 +74,14 @@ at::Tensor reshape_alias(const at::Tensor& self, at::IntArrayRef sizes, at::IntA
 void record_stream(at::Tensor& /*self*/, c10::Stream /*stream*/) {}
 
 }  // namespace
+
+void finish_copies() {
+  const std::lock_guard lock(pending_mutex);
+  for (const auto& copy : pending) {
+    copy.to.detach().copy_(on_host(copy.from));
+  }
+  pending.clear();
+}
 
 TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("empty.memory_format", &empty);

@@ -10,6 +10,7 @@ namespace fake_gpu {
 //   kernel    an operation that a GPU would launch, with the shapes and kinds of its tensors
 //   h2d, d2h  a copy between host and device: `sync` or `async`, and its bytes
 //   item      a scalar that the host waits for
+//   wait      the host waits for a `stream`, an `event` or the `device`
 //   nccl      a collective, with its elements
 //   memory    `live peak`, in bytes, after each copy to the host; the peak is that since the line before
 //   trouble   what a GPU would not do

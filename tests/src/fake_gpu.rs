@@ -127,10 +127,11 @@ impl Trace {
         (self.count("h2d"), waits.count())
     }
 
-    /// The number of times that the host waits for the device: copies to the host, scalars, and pageable
-    /// copies from it.
+    /// The number of times that the host waits for the device: explicitly, for pageable copies, and for
+    /// scalars.
     pub fn syncs(&self) -> usize {
-        self.count("d2h") + self.count("item") + self.uploads().1
+        let copies = self.events.iter().filter(|event| event.kind == "d2h" && event.text.starts_with("sync"));
+        self.count("wait") + copies.count() + self.count("item") + self.uploads().1
     }
 
     /// The part of the trace between two marks, which are copies of these sizes to the host.
