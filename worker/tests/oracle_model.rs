@@ -178,7 +178,7 @@ fn greedy(inference: &Inference<'_>, prompts: &[Vec<u32>], count: usize) -> Vec<
         if answers[0].len() == count {
             return answers;
         }
-        hidden = inference.decode(&next, &mut cache, &slots).unwrap();
+        hidden = inference.decode(&next, &mut cache).unwrap();
     }
 }
 

@@ -168,6 +168,8 @@ pub fn generation(policy: &ModelShape, decoding: Decoding, compute: Compute) -> 
     let prefill = Pass { shape: policy, compute, batch }.forward_working();
     // Another sequence takes the slot of a finished one, one layer's keys or values at a time.
     let moving = kv_cache / (2 * policy.layers);
+    // Keys of the noise of each token to come, and the tokens that a penalty applies to, as int64.
+    let rows = max_num_seqs * (completion + capacity) * 8;
     // The result of one product, and its fp32 copy for the sampler.
     let logits =
         max_num_seqs * vocabulary * (size + if compute.precision == Precision::Bf16 { F32 } else { 0 });
@@ -181,10 +183,10 @@ pub fn generation(policy: &ModelShape, decoding: Decoding, compute: Compute) -> 
         copies: cast,
         logits,
         kv_cache,
-        working: prefill.max(moving).max(match compute.device {
-            DeviceKind::Cpu => 0,
-            DeviceKind::Cuda => sampling_memory(max_num_seqs * vocabulary),
-        }),
+        working: match compute.device {
+            DeviceKind::Cpu => prefill.max(moving),
+            DeviceKind::Cuda => rows + prefill.max(moving).max(sampling_memory(max_num_seqs * vocabulary)),
+        },
         ..Estimate::of(Model { shape: policy, head: Head::Language }.weights(compute), compute)
     }
 }

@@ -1,41 +1,126 @@
-//! The sampler of [`super::sampler`] as tensor operations on all rows together. With logits on an
-//! accelerator, only the sampled tokens and their log-probabilities are copied to the host.
+//! The sampler of [`super::sampler`] as tensor operations on all rows together, without the host.
 
 use foil_common::memory::MAX_SAMPLED_LOGITS;
 use foil_common::spec::Sampling;
 use foil_torch::Numbers;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::noise::complements;
-use super::sampler::Context;
-use super::{GenerateError, Token};
+use super::sampler::Sampler;
+use super::sequence::Active;
+use super::{GenerateError, GenerationConfig, Token};
 
-/// Samples one token for each row, from the first `candidates` ids. `logits`: `[rows, vocab]`, fp32.
+/// What sampling needs of each row in addition to its logits, on their device.
+#[derive(Clone, Copy)]
+pub(super) struct SamplerRows<'a> {
+    /// Key of the noise of the token to sample, `[rows]`, int64.
+    pub(super) noise_keys: &'a Tensor,
+    /// Number of the completion's tokens, `[rows]`, int64.
+    pub(super) counts: &'a Tensor,
+    /// The ids to which a repetition penalty applies, `[rows, width]`, int64; see
+    /// [`DeviceSampler::padded_ids`].
+    pub(super) seen: Option<&'a Tensor>,
+}
+
+/// The settings of a generation, on a device.
 ///
-/// Samples the same tokens as the host's sampler, unless two candidates are within fp64 rounding of each
+/// It samples the same tokens as the host's sampler, unless two candidates are within fp64 rounding of each
 /// other.
-pub(super) fn sample_on_device(
-    logits: &Tensor,
-    candidates: usize,
-    sampling: &Sampling,
-    contexts: &[Context<'_>],
-    noise_keys: &Tensor,
-) -> Result<Vec<Token>, GenerateError> {
-    let vocab_size = logits.size()[1].max(1) as usize;
-    let rows = (MAX_SAMPLED_LOGITS as usize / vocab_size).max(1);
-    let mut pairs = Vec::new();
-    for (part, contexts) in contexts.chunks(rows).enumerate() {
-        let of_part = |tensor: &Tensor| tensor.narrow(0, (part * rows) as i64, contexts.len() as i64);
-        let (logits, noise_keys) = (of_part(logits), of_part(noise_keys));
-        let penalized = apply_penalties(&logits.narrow(1, 0, candidates as i64), sampling, contexts)?;
-        let ids = choose(&penalized, sampling, &noise_keys).unsqueeze(1);
-        let log_sum_exp = logits.to_kind(Kind::Double).logsumexp([1], true);
-        let log_probs = logits.gather(1, &ids, false).to_kind(Kind::Double) - log_sum_exp;
-        pairs.push(Tensor::cat(&[ids.to_kind(Kind::Double), log_probs], 1));
+pub(super) struct DeviceSampler<'a> {
+    sampling: &'a Sampling,
+    /// Only ids below this are sampled.
+    candidates: i64,
+    /// True at the tokens that end a completion, `[candidates]`; unset without a minimum length.
+    eos: Option<Tensor>,
+}
+
+impl<'a> DeviceSampler<'a> {
+    /// A sampler for logits of `vocab_size` ids on `device`.
+    pub(super) fn new(
+        config: &GenerationConfig<'a>,
+        vocab_size: usize,
+        device: Device,
+    ) -> Result<Self, GenerateError> {
+        let sampler = Sampler::new(config.sampling).with_vocab_size(config.vocab_size);
+        let candidates = sampler.candidates(vocab_size);
+        let eos = (config.sampling.min_new_tokens > 0).then(|| {
+            let is_eos = |id| u8::from(config.eos.contains(&id));
+            let mask: Vec<u8> = (0..candidates as u32).map(is_eos).collect();
+            Tensor::from_slice(&mask).to_device(device).to_kind(Kind::Bool)
+        });
+        Ok(Self { sampling: config.sampling, candidates: candidates as i64, eos })
     }
-    // One tensor, so that the host waits once; fp64 holds every token id.
-    let pairs = Vec::<f64>::try_from(Tensor::cat(&pairs, 0).to_device(tch::Device::Cpu).view(-1))?;
-    Ok(pairs.chunks(2).map(|token| Token { id: token[0] as u32, log_prob: token[1] as f32 }).collect())
+
+    /// The ids of the sequences so far, as [`SamplerRows::seen`] with this number of rows and width: padded
+    /// with the first id that is not sampled, which also stands for all others that are not.
+    pub(super) fn padded_ids(&self, sequences: &[Active<'_>], [rows, width]: [usize; 2]) -> Numbers {
+        let mut padded = vec![self.candidates; rows * width];
+        for (row, sequence) in padded.chunks_mut(width).zip(sequences) {
+            for (padded, &id) in row.iter_mut().zip(sequence.prompt.iter().chain(&sequence.tokens)) {
+                *padded = self.candidates.min(id.into());
+            }
+        }
+        Numbers::Int64(padded)
+    }
+
+    /// Samples one token for each row. `logits`: `[rows, vocab]`, fp32. Returns what [`tokens_of`] reads:
+    /// ids, and the bits of log-probabilities in fp64, `[2, rows]`, int64.
+    pub(super) fn sample(&self, logits: &Tensor, rows: &SamplerRows<'_>) -> Tensor {
+        let (all, vocab_size) = (logits.size()[0], logits.size()[1].max(1));
+        let part = (MAX_SAMPLED_LOGITS as i64 / vocab_size).max(1);
+        let parts: Vec<Tensor> = (0..all)
+            .step_by(part as usize)
+            .map(|start| {
+                let of_part = |tensor: &Tensor| tensor.narrow(0, start, part.min(all - start));
+                let (noise_keys, counts) = (of_part(rows.noise_keys), of_part(rows.counts));
+                let seen = rows.seen.map(of_part);
+                let rows = SamplerRows { noise_keys: &noise_keys, counts: &counts, seen: seen.as_ref() };
+                self.sample_part(&of_part(logits), &rows)
+            })
+            .collect();
+        match &parts[..] {
+            [part] => part.shallow_clone(),
+            _ => Tensor::cat(&parts, 1),
+        }
+    }
+
+    fn sample_part(&self, logits: &Tensor, rows: &SamplerRows<'_>) -> Tensor {
+        let penalized = self.apply_penalties(&logits.narrow(1, 0, self.candidates), rows);
+        let ids = choose(&penalized, self.sampling, rows.noise_keys);
+        let log_probs =
+            logits.log_softmax(1, Kind::Double).gather(1, &ids.unsqueeze(1), false).squeeze_dim(1);
+        Tensor::stack(&[ids, log_probs.view_dtype(Kind::Int64)], 0)
+    }
+
+    /// The logits after repetition penalty and minimum length.
+    fn apply_penalties(&self, logits: &Tensor, rows: &SamplerRows<'_>) -> Tensor {
+        let mut logits = logits.shallow_clone();
+        if let Some(seen) = rows.seen {
+            let penalty = self.sampling.repetition_penalty;
+            // The extra column receives the padding.
+            let size = [seen.size()[0], self.candidates + 1];
+            let mask = Tensor::zeros(size, (Kind::Bool, logits.device())).scatter_value(1, seen, 1);
+            let penalized = logits.where_self(&logits.ge(0.0), &(&logits * penalty));
+            let penalized = penalized.where_self(&logits.lt(0.0), &(&logits / penalty));
+            logits = penalized.where_self(&mask.narrow(1, 0, self.candidates), &logits);
+        }
+        if let Some(eos) = &self.eos {
+            let too_short = rows.counts.lt(self.sampling.min_new_tokens as i64).unsqueeze(1);
+            logits = logits.masked_fill(&too_short.logical_and(eos), f64::NEG_INFINITY);
+        }
+        logits
+    }
+}
+
+/// The tokens of [`DeviceSampler::sample`], which the host has read. `numbers`: `[2, rows]`, int64.
+pub(super) fn tokens_of(numbers: &Tensor) -> Result<Vec<Token>, GenerateError> {
+    let numbers = Vec::<i64>::try_from(numbers.view(-1))?;
+    let (ids, log_probs) = numbers.split_at(numbers.len() / 2);
+    let token = |(&id, &bits): (&i64, &i64)| Token {
+        id: id as u32,
+        log_prob: f64::from_bits(bits.cast_unsigned()) as f32,
+    };
+    Ok(ids.iter().zip(log_probs).map(token).collect())
 }
 
 /// The token of each row, `[rows]`: argmax of the logits at temperature 0, else argmin of −ln(u)/p, as in
@@ -51,53 +136,6 @@ fn choose(logits: &Tensor, sampling: &Sampling, noise_keys: &Tensor) -> Tensor {
     let weights = keep_top_p(keep_top_k(weights, &logits, sampling.top_k as i64), sampling.top_p);
     let times = -(-complements(noise_keys, vocab_size)).log1p() / weights;
     times.argmin(1, false)
-}
-
-/// The logits after repetition penalty and minimum length.
-fn apply_penalties(
-    logits: &Tensor,
-    sampling: &Sampling,
-    contexts: &[Context<'_>],
-) -> foil_torch::Result<Tensor> {
-    let penalty = sampling.repetition_penalty;
-    let mut logits = logits.shallow_clone();
-    if penalty != 1.0 {
-        let seen = token_mask(&logits, contexts, |context| {
-            context.prompt.iter().chain(context.completion).copied().collect()
-        })?;
-        let penalized = logits.where_self(&logits.ge(0.0), &(&logits * penalty));
-        let penalized = penalized.where_self(&logits.lt(0.0), &(&logits / penalty));
-        logits = penalized.where_self(&seen, &logits);
-    }
-    let forbids_eos = |context: &Context<'_>| context.completion.len() < sampling.min_new_tokens;
-    if contexts.iter().any(forbids_eos) {
-        let banned = token_mask(&logits, contexts, |context| match forbids_eos(context) {
-            true => context.eos.to_vec(),
-            false => Vec::new(),
-        })?;
-        logits = logits.masked_fill(&banned, f64::NEG_INFINITY);
-    }
-    Ok(logits)
-}
-
-/// A mask that is true at the token ids of each row, `[rows, vocab]`; ids outside the vocabulary are ignored.
-fn token_mask(
-    logits: &Tensor,
-    contexts: &[Context<'_>],
-    ids: impl Fn(&Context<'_>) -> Vec<u32>,
-) -> foil_torch::Result<Tensor> {
-    let (rows, vocab_size) = (contexts.len(), logits.size()[1]);
-    let ids: Vec<Vec<u32>> = contexts.iter().map(ids).collect();
-    let max_len = ids.iter().map(Vec::len).max().unwrap_or(0);
-    // The extra column receives the padding.
-    let padded = ids.iter().flat_map(|ids| {
-        let own = ids.iter().map(|&id| i64::from(id).min(vocab_size));
-        own.chain(std::iter::repeat(vocab_size)).take(max_len)
-    });
-    let padded = foil_torch::upload(&[Numbers::Int64(padded.collect())], logits.device())?.remove(0);
-    let mask = Tensor::zeros([rows as i64, vocab_size + 1], (Kind::Bool, logits.device()));
-    let padded = padded.view([rows as i64, max_len as i64]);
-    Ok(mask.scatter_value(1, &padded, 1).narrow(1, 0, vocab_size))
 }
 
 /// Keeps the k largest logits of each row and any that equal the k-th.
@@ -131,22 +169,64 @@ mod tests {
     use foil_common::spec::Sampling;
     use tch::{Device, Kind, Tensor};
 
-    use super::super::noise::{NoiseKey, StepNoise, noise_keys};
-    use super::super::sample::sample_each;
+    use super::super::host_runner::sample_each;
+    use super::super::noise::{CompletionNoise, NoiseKey, StepNoise};
     use super::super::sampler::{Context, Sampler};
-    use super::sample_on_device;
+    use super::super::sequence::{Active, Queued};
+    use super::super::{GenerationConfig, Token};
+    use super::{DeviceSampler, SamplerRows, tokens_of};
 
     const VOCAB_SIZE: i64 = 3001;
     /// The last ids are padding of the embeddings.
     const CANDIDATES: usize = 2990;
     const ROWS: usize = 23;
+    const EOS: [u32; 3] = [5, 2999, 4000];
 
-    fn sampler(sampling: &Sampling) -> Sampler<'_> {
-        Sampler::new(sampling).with_vocab_size(CANDIDATES)
+    fn completion_noise(rows: usize) -> Vec<CompletionNoise> {
+        let noise = NoiseKey { seed: 5, round: 1, purpose: "test".to_owned() };
+        (0..rows as u32).map(|row| noise.completion(2, row)).collect()
     }
 
-    fn keys(noise: &[StepNoise]) -> Tensor {
-        foil_torch::upload(&[noise_keys(noise)], Device::Cpu).unwrap().remove(0)
+    fn sample(
+        logits: &Tensor,
+        vocab_size: usize,
+        sampling: &Sampling,
+        sequences: &[Active<'_>],
+        noise: &[StepNoise],
+    ) -> Vec<Token> {
+        let config = GenerationConfig {
+            sampling,
+            eos: &EOS,
+            vocab_size,
+            noise: &NoiseKey { seed: 0, round: 0, purpose: String::new() },
+            max_num_seqs: 1,
+            detokenize: &|_| String::new(),
+        };
+        let sampler = DeviceSampler::new(&config, logits.size()[1] as usize, Device::Cpu).unwrap();
+        let keys: Vec<i64> = noise.iter().map(|noise| noise.key().cast_signed()).collect();
+        let counts: Vec<i64> = sequences.iter().map(|sequence| sequence.tokens.len() as i64).collect();
+        let width =
+            sequences.iter().map(|sequence| sequence.prompt.len() + sequence.tokens.len()).max().unwrap();
+        let seen = sampler.padded_ids(sequences, [sequences.len(), width + 3]);
+        let seen = foil_torch::upload(&[seen], Device::Cpu).unwrap().remove(0);
+        let seen = seen.view([sequences.len() as i64, -1]);
+        let rows = SamplerRows {
+            noise_keys: &Tensor::from_slice(&keys),
+            counts: &Tensor::from_slice(&counts),
+            seen: (sampling.repetition_penalty != 1.0).then_some(&seen),
+        };
+        tokens_of(&sampler.sample(logits, &rows)).unwrap()
+    }
+
+    /// Sequences with 0, 1, … tokens.
+    fn sequences<'a>(prompt: &'a [u32], noise: &[CompletionNoise]) -> Vec<Active<'a>> {
+        let sequence = |(row, noise): (usize, &CompletionNoise)| {
+            let queued = Queued { request: 0, index: 0, output_index: 0 };
+            let mut sequence = Active::new(queued, prompt, *noise);
+            sequence.tokens.extend(prompt.iter().take(row).map(|token| token / 2));
+            sequence
+        };
+        noise.iter().enumerate().map(sequence).collect()
     }
 
     /// Logits with ties and tokens of probability 0.
@@ -160,11 +240,10 @@ mod tests {
     #[test]
     fn the_device_sampler_gives_the_tokens_of_the_host_sampler() {
         tch::manual_seed(21);
-        let noise = NoiseKey { seed: 5, round: 1, purpose: "test".to_owned() };
         let prompt: Vec<u32> = (0..400).map(|token| token * 11).collect();
-        let eos = [5, 2999, 4000];
-        let context = |row| Context { prompt: &prompt, completion: &prompt[..row], eos: &eos };
-        let contexts: Vec<_> = (0..ROWS).map(context).collect();
+        let noise = completion_noise(ROWS);
+        let sequences = sequences(&prompt, &noise);
+        let contexts: Vec<_> = sequences.iter().map(|sequence| sequence.context(&EOS)).collect();
         let plain = Sampling::default();
         let cases = [
             plain.clone(),
@@ -180,13 +259,12 @@ mod tests {
         for case in cases {
             for temperature in [0.0, 0.3, 1.0, 1.7] {
                 let sampling = Sampling { temperature, ..case.clone() };
+                let mut host = Sampler::new(&sampling).with_vocab_size(CANDIDATES);
                 for step in 0..5 {
-                    let noise: Vec<_> =
-                        (0..ROWS as u32).map(|row| noise.completion(2, row).step(step)).collect();
+                    let noise: Vec<_> = noise.iter().map(|noise| noise.step(step)).collect();
                     let logits = logits();
-                    let expected = sample_each(&logits, &mut sampler(&sampling), &contexts, &noise).unwrap();
-                    let sampled =
-                        sample_on_device(&logits, CANDIDATES, &sampling, &contexts, &keys(&noise)).unwrap();
+                    let expected = sample_each(&logits, &mut host, &contexts, &noise).unwrap();
+                    let sampled = sample(&logits, CANDIDATES, &sampling, &sequences, &noise);
                     for (sampled, expected) in sampled.iter().zip(&expected) {
                         assert_eq!(sampled.id, expected.id, "{sampling:?}");
                         assert!((sampled.id as usize) < CANDIDATES, "{sampling:?}");
@@ -201,11 +279,11 @@ mod tests {
     fn sampling_takes_no_more_memory_than_is_estimated() {
         let sampling = Sampling { top_k: 900, top_p: 0.9, ..Sampling::default() };
         let logits = logits();
-        let noise = NoiseKey { seed: 7, round: 1, purpose: "test".to_owned() };
-        let noise: Vec<_> = (0..ROWS as u32).map(|row| noise.completion(2, row).step(0)).collect();
-        let contexts = [Context { prompt: &[], completion: &[], eos: &[] }; ROWS];
+        let noise = completion_noise(ROWS);
+        let sequences = sequences(&[], &noise);
+        let noise: Vec<_> = noise.iter().map(|noise| noise.step(0)).collect();
         let memory = foil_torch::CpuMemory::count().unwrap();
-        sample_on_device(&logits, VOCAB_SIZE as usize, &sampling, &contexts, &keys(&noise)).unwrap();
+        sample(&logits, VOCAB_SIZE as usize, &sampling, &sequences, &noise);
         let (peak, estimate) = (memory.peak(), sampling_memory(logits.numel() as u64));
         assert!(peak <= estimate && peak * 10 >= estimate * 7, "{peak} of {estimate} bytes");
     }
@@ -216,12 +294,13 @@ mod tests {
         tch::manual_seed(22);
         let sampling = Sampling::default();
         let logits = Tensor::randn([6, LARGE], (Kind::Float, Device::Cpu));
-        let noise = NoiseKey { seed: 6, round: 1, purpose: "test".to_owned() };
-        let noise: Vec<_> = (0..6).map(|row| noise.completion(2, row).step(0)).collect();
+        let noise = completion_noise(6);
+        let sequences = sequences(&[], &noise);
+        let noise: Vec<_> = noise.iter().map(|noise| noise.step(0)).collect();
         let contexts = vec![Context { prompt: &[], completion: &[], eos: &[] }; 6];
         let expected = sample_each(&logits, &mut Sampler::new(&sampling), &contexts, &noise).unwrap();
-        let sampled = sample_on_device(&logits, LARGE as usize, &sampling, &contexts, &keys(&noise)).unwrap();
-        let ids = |tokens: &[super::Token]| tokens.iter().map(|token| token.id).collect::<Vec<_>>();
+        let sampled = sample(&logits, LARGE as usize, &sampling, &sequences, &noise);
+        let ids = |tokens: &[Token]| tokens.iter().map(|token| token.id).collect::<Vec<_>>();
         assert_eq!(ids(&sampled), ids(&expected));
     }
 }

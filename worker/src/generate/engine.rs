@@ -3,72 +3,17 @@
 
 use std::collections::VecDeque;
 
-use foil_common::spec::Sampling;
 use foil_torch::Numbers;
 use tch::Tensor;
 
 use super::error::GenerateError;
-use super::noise::{CompletionNoise, NoiseKey, StepNoise, StepNoises, noise_keys};
-use super::sample::sample;
-use super::sampler::{Context, Sampler};
+use super::request::{Completion, GenerateRequest, Generation, GenerationConfig, GenerationStats, capacity};
+use super::runner::{Runner, runner};
+use super::sequence::{Active, Queued};
 use crate::model::{Inference, KvCache, PackedBatch};
 
 /// Maximum number of tokens in one prefill; bounds its memory.
 const MAX_PREFILL_TOKENS: usize = 8192;
-
-/// A prompt and the number of completions to sample for it.
-#[derive(Clone, Debug)]
-pub struct GenerateRequest {
-    pub prompt_id: u64,
-    /// At least one token.
-    pub prompt: Vec<u32>,
-    pub samples: u32,
-}
-
-/// A text that the policy generated for a prompt.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Completion {
-    pub prompt_id: u64,
-    pub index: u32,
-    /// The tokens, including EOS if the model generated it; truncated before a stop string.
-    pub tokens: Vec<u32>,
-    /// Log-probability of each token in nats under the policy itself: at temperature 1, before penalties and
-    /// filters.
-    pub log_probs: Vec<f32>,
-    /// Whether EOS or a stop string ended the completion, rather than `max_new_tokens`.
-    pub finished: bool,
-}
-
-/// Settings of a generation.
-pub struct GenerationConfig<'a> {
-    pub sampling: &'a Sampling,
-    /// The tokens that end a completion.
-    pub eos: &'a [u32],
-    /// Number of ids in the tokenizer. Only these are sampled, since a model may have more embeddings.
-    /// Log-probabilities are still those of the whole softmax, as in training.
-    pub vocab_size: usize,
-    pub noise: &'a NoiseKey,
-    /// Number of sequences decoded together; changing it may change the last bits.
-    pub max_num_seqs: usize,
-    /// Converts a completion's tokens to text, to find stop strings.
-    pub detokenize: &'a dyn Fn(&[u32]) -> String,
-}
-
-/// The work of a generation, in rows that went through the model.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct GenerationStats {
-    pub prompt_tokens: usize,
-    /// Rows of all decoding steps: one for each token of a completion after the first.
-    pub decoded_rows: usize,
-    pub steps: usize,
-}
-
-/// All completions, in the order of the requests and their indices.
-#[derive(Debug)]
-pub struct Generation {
-    pub completions: Vec<Completion>,
-    pub stats: GenerationStats,
-}
 
 /// Samples `samples` completions for each request; `progress` is called with the number finished and the
 /// total.
@@ -82,7 +27,7 @@ pub fn generate(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Generation, GenerateError> {
     let capacity = capacity(model, requests, config)?;
-    let mut engine = Engine::new(model, requests, config, capacity);
+    let mut engine = Engine::new(model, requests, config, capacity)?;
     while engine.admit()? {
         progress(engine.done, engine.completions.len());
         engine.decode()?;
@@ -90,46 +35,6 @@ pub fn generate(
     progress(engine.done, engine.completions.len());
     let completions = engine.completions.into_iter().flatten().collect();
     Ok(Generation { completions, stats: engine.stats })
-}
-
-/// Number of tokens that a slot must hold.
-fn capacity(
-    model: &Inference<'_>,
-    requests: &[GenerateRequest],
-    config: &GenerationConfig<'_>,
-) -> Result<usize, GenerateError> {
-    if config.max_num_seqs == 0 {
-        return Err(GenerateError::NoSlots);
-    }
-    let new = config.sampling.max_new_tokens;
-    let limit = model.config().max_positions as usize;
-    for request in requests {
-        let (prompt_id, prompt) = (request.prompt_id, request.prompt.len());
-        if prompt == 0 {
-            return Err(GenerateError::EmptyPrompt { prompt_id });
-        }
-        if prompt + new > limit {
-            return Err(GenerateError::TooLong { prompt_id, prompt, new, limit });
-        }
-    }
-    Ok(requests.iter().map(|request| request.prompt.len()).max().unwrap_or(0) + new)
-}
-
-/// A sequence in the queue.
-#[derive(Clone, Copy)]
-struct Queued {
-    request: usize,
-    index: u32,
-    /// Position of its completion in the result.
-    output_index: usize,
-}
-
-/// A sequence being decoded; its position in [`Engine::active`] is its slot.
-struct Active {
-    sequence: Queued,
-    noise: CompletionNoise,
-    tokens: Vec<u32>,
-    log_probs: Vec<f32>,
 }
 
 /// A prompt with sequences still in the queue. The last slot of the cache keeps its keys and values.
@@ -146,20 +51,15 @@ struct Start {
     prompt_slot: usize,
 }
 
-/// The noise of each sequence's next token.
-fn step_noise(sequences: &[Active]) -> Vec<StepNoise> {
-    sequences.iter().map(|active| active.noise.step(active.tokens.len())).collect()
-}
-
 struct Engine<'a> {
     model: &'a Inference<'a>,
     requests: &'a [GenerateRequest],
     config: &'a GenerationConfig<'a>,
-    sampler: Sampler<'a>,
+    runner: Box<dyn Runner + 'a>,
     cache: KvCache,
     queue: VecDeque<Queued>,
     /// The active sequences, which occupy slots 0 .. active.len() without gaps.
-    active: Vec<Active>,
+    active: Vec<Active<'a>>,
     prefix: Option<PrefixSlot>,
     completions: Vec<Option<Completion>>,
     done: usize,
@@ -172,7 +72,7 @@ impl<'a> Engine<'a> {
         requests: &'a [GenerateRequest],
         config: &'a GenerationConfig<'a>,
         capacity: usize,
-    ) -> Self {
+    ) -> Result<Self, GenerateError> {
         let sequences = requests
             .iter()
             .enumerate()
@@ -181,11 +81,11 @@ impl<'a> Engine<'a> {
             .enumerate()
             .map(|(output_index, (request, index))| Queued { request, index, output_index })
             .collect();
-        Self {
+        Ok(Self {
             model,
             requests,
             config,
-            sampler: Sampler::new(config.sampling).with_vocab_size(config.vocab_size),
+            runner: runner(model, config, capacity)?,
             // One extra slot for the prefix.
             cache: model.new_cache(config.max_num_seqs + 1, capacity),
             active: Vec::with_capacity(config.max_num_seqs),
@@ -194,7 +94,7 @@ impl<'a> Engine<'a> {
             queue,
             done: 0,
             stats: GenerationStats::default(),
-        }
+        })
     }
 
     /// Fills free slots from the queue; false when no sequence is active or queued.
@@ -273,21 +173,21 @@ impl<'a> Engine<'a> {
         self.queue.drain(..count).collect()
     }
 
-    /// Samples the first token of each sequence and assigns a slot to each sequence that continues. `hidden`:
-    /// `[sequences, hidden]`.
+    /// Samples the first token of each sequence and assigns a slot to each sequence that is not known to end
+    /// with it. `hidden`: `[sequences, hidden]`.
     fn start(&mut self, starts: &[Start], hidden: &Tensor) -> Result<(), GenerateError> {
         let new = starts.iter().map(|start| {
             let request = &self.requests[start.sequence.request];
             let noise = self.config.noise.completion(request.prompt_id, start.sequence.index);
-            Active { sequence: start.sequence, noise, tokens: Vec::new(), log_probs: Vec::new() }
+            Active::new(start.sequence, &request.prompt, noise)
         });
-        let mut new: Vec<Active> = new.collect();
-        let noise = step_noise(&new);
-        let keys = foil_torch::upload(&[noise_keys(&noise)], self.model.device())?;
-        let ended = self.extend(&mut new, hidden, &StepNoises { rows: &noise, keys: &keys[0] })?;
+        let mut new: Vec<Active<'a>> = new.collect();
+        for (active, token) in self.runner.start(&new, hidden)?.into_iter().enumerate() {
+            new[active].push(token);
+        }
         let mut copies = Vec::new();
-        for ((active, ended), start) in new.into_iter().zip(ended).zip(starts) {
-            if ended {
+        for (active, start) in new.into_iter().zip(starts) {
+            if self.has_ended(&active) {
                 self.finish(active);
                 continue;
             }
@@ -299,72 +199,52 @@ impl<'a> Engine<'a> {
         }
         // Copies all together: a sequence may take the slot of a prompt from which others still start.
         self.cache.copy_slots(&copies)?;
+        self.cache.clear(self.active.len()..self.config.max_num_seqs);
         Ok(())
     }
 
-    /// Samples one token for every active sequence and retires those that end.
+    /// Runs a decoding step, adds the tokens that are known after it, and retires the sequences that end.
     fn decode(&mut self) -> Result<(), GenerateError> {
-        let ids: Vec<u32> = self.active.iter().filter_map(|active| active.tokens.last().copied()).collect();
-        let mut slots: Vec<usize> = (0..ids.len()).collect();
-        let noise = step_noise(&self.active);
-        // The noise is needed only after the model, but a separate transfer would make the device wait.
-        let (hidden, keys) =
-            self.model.decode_with_numbers(&ids, &mut self.cache, &slots, vec![noise_keys(&noise)])?;
-        self.stats.decoded_rows += ids.len();
-        self.stats.steps += 1;
-        let mut active = std::mem::take(&mut self.active);
-        let ended = self.extend(&mut active, &hidden, &StepNoises { rows: &noise, keys: &keys[0] })?;
-        // Goes from the last slot down, so that a sequence that moves into a gap has already been checked.
-        for slot in (0..active.len()).rev().filter(|slot| ended[*slot]) {
-            slots.swap_remove(slot);
-            let ended = active.swap_remove(slot);
-            self.finish(ended);
+        let tokens = self.runner.step(&self.active, &mut self.cache)?;
+        let decoded = self.active.iter().filter(|active| !active.tokens.is_empty()).count();
+        self.stats.decoded_rows += decoded;
+        self.stats.steps += usize::from(decoded > 0);
+        for (active, token) in self.active.iter_mut().zip(tokens) {
+            active.push(token);
         }
-        let moves: Vec<(usize, usize)> = slots
-            .into_iter()
-            .enumerate()
-            .map(|(to, from)| (from, to))
-            .filter(|(from, to)| from != to)
-            .collect();
-        self.cache.move_slots(&moves)?;
-        for slot in active.len()..ended.len() {
-            self.cache.clear(slot);
-        }
-        self.active = active;
-        Ok(())
+        self.retire()
     }
 
-    /// Samples the next token of each sequence and returns which sequences end with it. `hidden`:
-    /// `[sequences, hidden]`.
-    fn extend(
-        &mut self,
-        sequences: &mut [Active],
-        hidden: &Tensor,
-        noise: &StepNoises<'_>,
-    ) -> Result<Vec<bool>, GenerateError> {
-        let requests = self.requests;
-        let eos = self.config.eos;
-        let contexts: Vec<Context<'_>> = sequences
-            .iter()
-            .map(|active| Context {
-                prompt: &requests[active.sequence.request].prompt,
-                completion: &active.tokens,
-                eos,
-            })
-            .collect();
-        let tokens = sample(self.model, hidden, &mut self.sampler, &contexts, noise)?;
-        for (active, token) in sequences.iter_mut().zip(&tokens) {
-            active.tokens.push(token.id);
-            active.log_probs.push(token.log_prob);
+    /// Finishes the sequences that have ended, and moves others into the gaps.
+    fn retire(&mut self) -> Result<(), GenerateError> {
+        let before = self.active.len();
+        let mut kept: Vec<usize> = (0..before).collect();
+        // Goes from the last slot down, so that a sequence that moves into a gap has already been checked.
+        for slot in (0..before).rev() {
+            if self.has_ended(&self.active[slot]) {
+                kept.swap_remove(slot);
+                let ended = self.active.swap_remove(slot);
+                self.finish(ended);
+            }
         }
-        Ok(sequences.iter().map(|active| self.has_ended(active)).collect())
+        if kept.len() == before {
+            return Ok(());
+        }
+        self.runner.keep(&kept)?;
+        let moves = kept.into_iter().enumerate().map(|(to, from)| (from, to));
+        let moves: Vec<(usize, usize)> = moves.filter(|(from, to)| from != to).collect();
+        self.cache.move_slots(&moves)?;
+        self.cache.clear(self.active.len()..self.config.max_num_seqs);
+        Ok(())
     }
 
     /// Whether a sequence ends with its latest token.
-    fn has_ended(&self, active: &Active) -> bool {
-        active.tokens.last().is_some_and(|token| self.config.eos.contains(token))
-            || active.tokens.len() >= self.config.sampling.max_new_tokens
-            || self.find_stop(&active.tokens).is_some()
+    fn has_ended(&self, active: &Active<'_>) -> bool {
+        active.tokens.last().is_some_and(|token| {
+            self.config.eos.contains(token)
+                || active.tokens.len() >= self.config.sampling.max_new_tokens
+                || self.find_stop(&active.tokens).is_some()
+        })
     }
 
     /// Byte offset of the first stop string in a completion's text.
@@ -376,7 +256,7 @@ impl<'a> Engine<'a> {
         self.config.sampling.stop.iter().filter_map(|stop| text.find(stop.as_str())).min()
     }
 
-    fn finish(&mut self, active: Active) {
+    fn finish(&mut self, active: Active<'_>) {
         let Active { sequence, mut tokens, mut log_probs, .. } = active;
         let eos = tokens.last().is_some_and(|token| self.config.eos.contains(token));
         let stop = if eos { None } else { self.find_stop(&tokens) };

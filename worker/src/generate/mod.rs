@@ -4,17 +4,25 @@
 //! takes its slot. The order of admission and the number of slots depend only on the requests, and a
 //! completion's noise only on its prompt id and index. A chunk's completions are therefore the same bytes on
 //! any rank.
+//!
+//! On the CPU each step's tokens are read before the next step (`host_runner`); on an accelerator the host
+//! reads them one step late (`device_runner`).
 
+mod device_runner;
 mod device_sampler;
 mod engine;
 mod error;
+mod host_runner;
 pub mod noise;
-mod sample;
+mod request;
+mod runner;
 pub mod sampler;
+mod sequence;
 
-pub use engine::{Completion, GenerateRequest, Generation, GenerationConfig, GenerationStats, generate};
+pub use engine::generate;
 pub use error::GenerateError;
 pub use noise::NoiseKey;
+pub use request::{Completion, GenerateRequest, Generation, GenerationConfig, GenerationStats};
 
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,6 @@
 //! Counter-based random numbers, addressed by prompt, index, step and token, so that the order of work cannot
 //! change them.
 
-use foil_torch::Numbers;
 use tch::{Kind, Tensor};
 
 /// Identifies a phase's random numbers; two purposes in one round never share them.
@@ -37,6 +36,11 @@ pub struct CompletionNoise {
 }
 
 impl CompletionNoise {
+    /// The key from which [`step_keys`] derives the noise of all steps.
+    pub(super) fn key(self) -> u64 {
+        self.key
+    }
+
     /// The noise of one decoding step.
     #[inline]
     pub fn step(self, step: usize) -> StepNoise {
@@ -64,17 +68,11 @@ impl StepNoise {
     }
 }
 
-/// The noise of the next token of each row, on the host and on the device.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct StepNoises<'a> {
-    pub(super) rows: &'a [StepNoise],
-    /// The [`noise_keys`] on the model's device, `[rows]`, int64.
-    pub(super) keys: &'a Tensor,
-}
-
-/// The keys of each row's noise.
-pub(super) fn noise_keys(noise: &[StepNoise]) -> Numbers {
-    Numbers::Int64(noise.iter().map(|noise| noise.key.cast_signed()).collect())
+/// The keys of [`CompletionNoise::step`] for steps 0, 1, … of the completions with these `keys`, `[rows]`,
+/// int64: `[rows, steps]`, int64.
+pub(super) fn step_keys(keys: &Tensor, steps: i64) -> Tensor {
+    let steps = Tensor::arange(steps, (Kind::Int64, keys.device())) * GOLDEN_GAMMA.cast_signed();
+    mix_tensor(&keys.unsqueeze(1).bitwise_xor_tensor(&mix_tensor(&steps)))
 }
 
 /// [`StepNoise::complement`] for the first `vocab_size` token ids of the rows with these `keys`, `[rows]`,
@@ -145,12 +143,16 @@ mod tests {
 
     #[test]
     fn a_tensor_of_noise_holds_the_same_numbers() {
-        let noise: Vec<_> = (0..40).map(|index| key().completion(3, index).step(index as usize)).collect();
-        let keys = foil_torch::upload(&[noise_keys(&noise)], tch::Device::Cpu).unwrap();
-        let tensor = complements(&keys[0], 700);
-        let numbers = Vec::<f64>::try_from(tensor.view(-1)).unwrap();
-        let expected = noise.iter().flat_map(|noise| (0..700).map(|token| noise.complement(token)));
-        assert!(numbers.into_iter().eq(expected));
+        let completions: Vec<_> = (0..40).map(|index| key().completion(3, index)).collect();
+        let keys: Vec<i64> = completions.iter().map(|noise| noise.key().cast_signed()).collect();
+        let keys = step_keys(&Tensor::from_slice(&keys), 9);
+        for step in 0..9 {
+            let tensor = complements(&keys.select(1, step), 700);
+            let numbers = Vec::<f64>::try_from(tensor.view(-1)).unwrap();
+            let noise = completions.iter().map(|noise| noise.step(step as usize));
+            let expected = noise.flat_map(|noise| (0..700).map(move |token| noise.complement(token)));
+            assert!(numbers.into_iter().eq(expected));
+        }
     }
 
     #[test]

@@ -52,6 +52,8 @@ impl<'m> Inference<'m> {
 
     /// An empty cache that fits this model and precision.
     pub fn new_cache(&self, slots: usize, capacity: usize) -> KvCache {
+        // So that no step has to extend the table.
+        self.decoder().rotary_emb().reserve(capacity);
         KvCache::new(self.config(), slots, capacity, self.precision, self.model.device())
     }
 
@@ -89,46 +91,48 @@ impl<'m> Inference<'m> {
         Ok(hidden)
     }
 
-    /// Appends one token to each of `slots` and returns its hidden state, `[rows, hidden]`.
-    ///
-    /// On CUDA, if flash attention does not support the model, consecutive ascending `slots` are cheapest:
-    /// the cache is then read in place.
+    /// Appends `ids[i]` to slot i, and returns its hidden state, `[rows, hidden]`.
     ///
     /// # Errors
-    /// Slots that do not exist, repeat, are empty or full, or are not one per token.
-    pub fn decode(&self, ids: &[u32], cache: &mut KvCache, slots: &[usize]) -> Result<Tensor, ModelError> {
-        Ok(self.decode_with_numbers(ids, cache, slots, Vec::new())?.0)
+    /// More tokens than slots, or none; slots that are empty or full.
+    pub fn decode(&self, ids: &[u32], cache: &mut KvCache) -> Result<Tensor, ModelError> {
+        let rows = ids.len();
+        let positions = (0..rows.min(cache.slots())).map(|slot| cache.length(slot) as i64).collect();
+        let ids = ids.iter().map(|&id| i64::from(id)).collect();
+        let numbers = [Numbers::Int64(ids), Numbers::Int64(positions)];
+        let uploaded = foil_torch::upload(&numbers, self.device())?;
+        self.decode_rows([&uploaded[0], &uploaded[1]], cache, rows)
     }
 
-    /// Like [`Inference::decode`], but also copies `numbers` to the device in the same transfer.
+    /// Like [`Inference::decode`], with the tokens and their positions on the device: `[padded rows]`, int64
+    /// each. The position of row i is the length of slot i. Rows from `rows` on are padding: each writes to
+    /// its own free slot, at a position below the capacity.
+    ///
+    /// Nothing is copied between host and device. The shapes of a step, except on the host's own loops,
+    /// depend only on the padded rows and on the bucket of the longest row, and its inputs stay at their
+    /// addresses, so that a CUDA graph can record it.
     ///
     /// # Errors
-    /// Those of [`Inference::decode`].
-    pub fn decode_with_numbers(
+    /// Those of [`Inference::decode`]; padding rows whose slots are not free, or on the host's own loops.
+    pub fn decode_rows(
         &self,
-        ids: &[u32],
+        [ids, positions]: [&Tensor; 2],
         cache: &mut KvCache,
-        slots: &[usize],
-        numbers: Vec<Numbers>,
-    ) -> Result<(Tensor, Vec<Tensor>), ModelError> {
-        if ids.len() != slots.len() || ids.is_empty() {
-            return Err(ModelError::Cache(format!("{} tokens for {} slots", ids.len(), slots.len())));
-        }
-        let ids = Numbers::Int64(ids.iter().map(|&id| i64::from(id)).collect());
-        let (step, mut tensors) = cache.step(slots, std::iter::once(ids).chain(numbers).collect())?;
-        let ids = tensors.remove(0);
+        rows: usize,
+    ) -> Result<Tensor, ModelError> {
+        let step = cache.step(rows, positions)?;
         let hidden = tch::no_grad(|| {
-            let rotation = self.decoder().rotary_emb().angles(step.positions(), step.max_len());
+            let rotation = self.decoder().rotary_emb().angles(positions, cache.capacity());
             let residual =
-                self.decoder().forward_layers(&self.weights, &ids, None, &mut |layer, q, k, v| {
+                self.decoder().forward_layers(&self.weights, ids, None, &mut |layer, q, k, v| {
                     cache.attend(layer, &step, [q, k, v], &rotation)
                 })?;
             self.decoder().final_norm(&self.weights, &residual)
         })?;
-        for &slot in slots {
+        for slot in 0..rows {
             cache.set_length(slot, cache.length(slot) as i64 + 1);
         }
-        Ok((hidden, tensors))
+        Ok(hidden)
     }
 
     /// `[.., hidden]` → logits `[.., vocab]`, fp32.

@@ -1,7 +1,7 @@
 //! The preallocated KV cache of active sequences.
 
 use foil_torch::Numbers;
-use foil_torch::ops::{DecodeIndex, LayerCache, RotaryAngles};
+use foil_torch::ops::{DecodeIndex, FlashSlots, LayerCache, RotaryAngles};
 use foil_torch::runtime::{uses_cpu_kernels, with_distinct_indices};
 use tch::{Device, Kind, Tensor};
 
@@ -20,7 +20,15 @@ pub struct KvCache {
     capacity: i64,
     /// Whether this project's own loops read the cache.
     own_loops: bool,
+    /// 0, 1, …, `[slots]`, int64.
+    slot_indices: Tensor,
+    /// Set if flash attention supports the cache.
+    flash: Option<FlashSlots>,
 }
+
+/// Without flash attention, steps read a number of tokens of each slot that is rounded up to a multiple of
+/// this, so that they have few shapes.
+const READ_BUCKET: u64 = 256;
 
 impl KvCache {
     pub fn new(
@@ -39,7 +47,15 @@ impl KvCache {
             false => zeros([slot_count, tokens, config.kv_heads, config.head_dim]).transpose(1, 2),
         };
         let layers = || (0..config.layers).map(|_| empty()).collect();
-        Self { keys: layers(), values: layers(), lengths: vec![0; slots], capacity: tokens, own_loops }
+        Self {
+            keys: layers(),
+            values: layers(),
+            lengths: vec![0; slots],
+            capacity: tokens,
+            own_loops,
+            slot_indices: Tensor::arange(slot_count, (Kind::Int64, device)),
+            flash: FlashSlots::new((device, precision.kind(), config.head_dim), slot_count, tokens),
+        }
     }
 
     /// Size of such a cache in bytes.
@@ -62,9 +78,9 @@ impl KvCache {
         self.lengths[slot] as usize
     }
 
-    /// Frees a slot.
-    pub fn clear(&mut self, slot: usize) {
-        self.lengths[slot] = 0;
+    /// Frees slots.
+    pub fn clear(&mut self, slots: std::ops::Range<usize>) {
+        self.lengths[slots].fill(0);
     }
 
     /// Copies sequences between slots. All `(from, to)` pairs are read before any is written. This lets one
@@ -105,7 +121,7 @@ impl KvCache {
         self.copy_slots(pairs)?;
         let left = pairs.iter().map(|pair| pair.0).filter(|from| pairs.iter().all(|pair| pair.1 != *from));
         for slot in left.collect::<Vec<_>>() {
-            self.clear(slot);
+            self.clear(slot..slot + 1);
         }
         Ok(())
     }
@@ -161,8 +177,8 @@ impl KvCache {
     }
 
     /// Writes one token per row and computes attention. `q` is `[rows, heads, head_dim]`; `k` and `v` are
-    /// `[rows, kv_heads, head_dim]`; none is rotated. Row i belongs to the step's slot i. Returns `[rows,
-    /// heads, head_dim]`.
+    /// `[rows, kv_heads, head_dim]`; none is rotated. Row i belongs to slot i. Returns `[rows, heads,
+    /// head_dim]`.
     pub(super) fn attend(
         &mut self,
         layer: usize,
@@ -170,43 +186,40 @@ impl KvCache {
         [q, k, v]: [&Tensor; 3],
         rotation: &RotaryAngles,
     ) -> Result<Tensor, ModelError> {
-        if self.own_loops {
-            let cached = LayerCache { keys: &self.keys[layer], values: &self.values[layer] };
-            return Ok(foil_torch::ops::decode_attention(
-                [q, k, v],
-                rotation,
-                cached,
-                &step.slots,
-                &step.lengths,
-            )?);
-        }
-        // Rotates queries and keys together, with half the launches.
-        let rotated = foil_torch::ops::rotary(&Tensor::cat(&[q, k], 1), rotation)?;
-        let (heads, kv_heads) = (q.size()[1], k.size()[1]);
-        let (q, k) = (rotated.narrow(1, 0, heads), rotated.narrow(1, heads, kv_heads));
-        self.write_rows(layer, [&step.slot_indices, &step.positions], [&k, v])?;
         match &step.read {
+            Read::OwnLoops { slots, lengths } => {
+                let cached = LayerCache { keys: &self.keys[layer], values: &self.values[layer] };
+                Ok(foil_torch::ops::decode_attention([q, k, v], rotation, cached, slots, lengths)?)
+            }
             Read::Flash(index) => {
+                let q = self.write_rotated(layer, step, [q, k, v], rotation)?;
                 let [keys, values] = [&self.keys, &self.values].map(|layers| layers[layer].transpose(1, 2));
                 Ok(foil_torch::ops::decode_by_flash(&q, &keys, &values, index)?)
             }
-            Read::Masked(mask) => {
-                let (keys, values) = self.rows(layer, step);
+            Read::Masked { mask, max_len } => {
+                let q = self.write_rotated(layer, step, [q, k, v], rotation)?;
+                let rows = q.size()[0];
+                let [keys, values] = [&self.keys, &self.values]
+                    .map(|layers| layers[layer].narrow(0, 0, rows).narrow(2, 0, *max_len));
                 Ok(attention::attend_cached(&q, &keys, &values, mask))
             }
         }
     }
 
-    /// The step's rows of a layer: keys and values, `[rows, kv_heads, max_len, head_dim]`.
-    fn rows(&self, layer: usize, step: &DecodeStep) -> (Tensor, Tensor) {
-        let pick = |tensor: &Tensor| {
-            let used = tensor.narrow(2, 0, step.max_len);
-            match step.first_slot {
-                Some(first) => used.narrow(0, first, step.slots.len() as i64),
-                None => used.index_select(0, &step.slot_indices),
-            }
-        };
-        (pick(&self.keys[layer]), pick(&self.values[layer]))
+    /// Rotates queries and keys, writes the step's keys and values, and returns the rotated queries.
+    fn write_rotated(
+        &mut self,
+        layer: usize,
+        step: &DecodeStep,
+        [q, k, v]: [&Tensor; 3],
+        rotation: &RotaryAngles,
+    ) -> Result<Tensor, ModelError> {
+        // Together, which takes half the launches.
+        let rotated = foil_torch::ops::rotary(&Tensor::cat(&[q, k], 1), rotation)?;
+        let (heads, kv_heads) = (q.size()[1], k.size()[1]);
+        let (q, k) = (rotated.narrow(1, 0, heads), rotated.narrow(1, heads, kv_heads));
+        self.write_rows(layer, [&step.slot_indices, &step.positions], [&k, v])?;
+        Ok(q)
     }
 
     /// Copies `numbers` to the cache's device.
@@ -219,57 +232,43 @@ impl KvCache {
         self.lengths[slot] = length;
     }
 
-    /// Prepares for one more token in each of `slots` and copies `numbers` to the device in the same
-    /// transfer.
-    pub(super) fn step(
-        &self,
-        slots: &[usize],
-        numbers: Vec<Numbers>,
-    ) -> Result<(DecodeStep, Vec<Tensor>), ModelError> {
-        self.check_step(slots)?;
-        let lengths: Vec<i64> = slots.iter().map(|&slot| self.lengths[slot]).collect();
-        let ascending = slots.windows(2).all(|pair| pair[1] == pair[0] + 1);
-        let first_slot = slots.first().filter(|_| ascending).map(|&first| first as i64);
-        let slots: Vec<i64> = slots.iter().map(|&slot| slot as i64).collect();
-        let max_len = lengths.iter().copied().max().unwrap_or(0) + 1;
-        let flash = self.flash_numbers(&slots, &lengths);
-        let uses_flash = flash.is_some();
-        let mut parts = vec![Numbers::Int64(slots.clone()), Numbers::Int64(lengths.clone())];
-        parts.extend(flash.into_iter().flatten().chain(numbers));
-        let mut tensors = foil_torch::upload(&parts, self.device())?.into_iter();
-        let mut next = || tensors.next().unwrap_or_default();
-        let (slot_indices, positions) = (next(), next());
-        let read = match uses_flash {
-            true => Read::Flash(DecodeIndex::new([next(), next(), next()])),
-            // This project's own loops take no mask.
-            false if self.own_loops => Read::Masked(Tensor::new()),
-            false => Read::Masked(mask(&positions, max_len, self.keys[0].kind())),
+    /// Prepares for one more token in each of the first `rows` slots. `positions`: `[padded rows]`, int64, on
+    /// the cache's device: the slots' lengths, then a position below the capacity for each row of padding.
+    pub(super) fn step(&self, rows: usize, positions: &Tensor) -> Result<DecodeStep, ModelError> {
+        let padded = positions.size1()?;
+        self.check_step(rows, padded as usize)?;
+        let lengths = &self.lengths[..rows];
+        let read = match &self.flash {
+            Some(slots) => Read::Flash(slots.step(positions)),
+            None if self.own_loops => {
+                Read::OwnLoops { slots: (0..padded).collect(), lengths: lengths.to_vec() }
+            }
+            None => {
+                let longest = lengths.iter().copied().max().unwrap_or(0) + 1;
+                let max_len = self.capacity.min((longest as u64).next_multiple_of(READ_BUCKET) as i64);
+                Read::Masked { mask: mask(positions, max_len, self.keys[0].kind()), max_len }
+            }
         };
-        let step = DecodeStep { first_slot, slots, lengths, slot_indices, positions, max_len, read };
-        Ok((step, tensors.collect()))
+        let slot_indices = self.slot_indices.narrow(0, 0, padded);
+        Ok(DecodeStep { slot_indices, positions: positions.shallow_clone(), read })
     }
 
-    /// Inputs of flash attention for a step that appends to `slots`, if it supports this cache.
-    fn flash_numbers(&self, slots: &[i64], lengths: &[i64]) -> Option<[Numbers; 3]> {
-        let keys = self.keys.first()?;
-        let used: Vec<i64> = lengths.iter().map(|length| length + 1).collect();
-        let head_dim = *keys.size().last()?;
-        DecodeIndex::numbers((keys.device(), keys.kind(), head_dim), self.capacity, slots, &used)
-    }
-
-    /// Checks that each of `slots` holds a sequence and has room for a token.
-    fn check_step(&self, slots: &[usize]) -> Result<(), ModelError> {
-        self.check_distinct(slots)?;
-        for &slot in slots {
-            let length = self.lengths[slot];
-            if length == 0 {
-                return Err(ModelError::Cache(format!("slot {slot} holds no sequence to continue")));
+    /// Checks that each of the first `rows` slots holds a sequence and has room for a token, and that those
+    /// of padding rows are free.
+    fn check_step(&self, rows: usize, padded: usize) -> Result<(), ModelError> {
+        let fail = |message: String| Err(ModelError::Cache(message));
+        if rows == 0 || padded < rows || padded > self.slots() || (self.own_loops && padded > rows) {
+            return fail(format!("{rows} rows, padded to {padded}, for {} slots", self.slots()));
+        }
+        for (slot, &length) in self.lengths[..padded].iter().enumerate() {
+            if slot >= rows && length > 0 {
+                return fail(format!("slot {slot} of a padding row holds a sequence"));
+            }
+            if slot < rows && length == 0 {
+                return fail(format!("slot {slot} holds no sequence to continue"));
             }
             if length >= self.capacity {
-                return Err(ModelError::Cache(format!(
-                    "slot {slot} is full: its capacity is {} tokens",
-                    self.capacity
-                )));
+                return fail(format!("slot {slot} is full: its capacity is {} tokens", self.capacity));
             }
         }
         Ok(())
@@ -330,41 +329,30 @@ pub(super) struct PromptSlots {
     slot_of_row: Tensor,
 }
 
-/// The slots and positions of one decoding step.
+/// The slots and positions of one decoding step; row i continues slot i.
 #[derive(Debug)]
 pub(super) struct DecodeStep {
-    /// Set if the slots are consecutive. Rows are then a view of the cache, not a copy.
-    first_slot: Option<i64>,
-    slots: Vec<i64>,
-    /// Number of tokens in each slot before the step, which is the position of the new token.
-    lengths: Vec<i64>,
-    /// `slots` on the device.
+    /// `[rows]`, int64, as `positions`.
     slot_indices: Tensor,
-    /// `lengths` on the device.
     positions: Tensor,
-    /// Length of the longest row after the step.
-    max_len: i64,
     read: Read,
 }
 
-/// How attention reads the cache on devices where this project has no loops.
+/// How attention reads the cache.
 #[derive(Debug)]
 enum Read {
-    /// Flash attention, by slots and lengths.
+    /// This project's own loops, by each row's slot and its length before the step.
+    OwnLoops {
+        slots: Vec<i64>,
+        lengths: Vec<i64>,
+    },
     Flash(DecodeIndex),
-    /// Scaled dot-product attention with a mask, `[rows, 1, 1, max_len]`: 0 at real tokens, −∞ beyond.
-    Masked(Tensor),
-}
-
-impl DecodeStep {
-    /// Position of each row's new token, `[rows]`, int64.
-    pub(super) fn positions(&self) -> &Tensor {
-        &self.positions
-    }
-
-    pub(super) fn max_len(&self) -> usize {
-        self.max_len as usize
-    }
+    /// Scaled dot-product attention over the first `max_len` tokens with a mask, `[rows, 1, 1, max_len]`: 0
+    /// at real tokens, −∞ beyond.
+    Masked {
+        mask: Tensor,
+        max_len: i64,
+    },
 }
 
 /// The mask of rows whose new tokens are at `positions`.

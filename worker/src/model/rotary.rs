@@ -31,6 +31,11 @@ impl RotaryEmbedding {
         RotaryAngles { cos: cos.index_select(0, positions), sin: sin.index_select(0, positions) }
     }
 
+    /// Extends the table to positions below `max_len`.
+    pub(super) fn reserve(&self, max_len: usize) {
+        let _ = self.cos_sin(max_len as i64);
+    }
+
     fn cos_sin(&self, max_len: i64) -> (Tensor, Tensor) {
         let mut table = self.cos_sin.lock().unwrap_or_else(PoisonError::into_inner);
         let cached = table.0.size().first().copied().unwrap_or(0);

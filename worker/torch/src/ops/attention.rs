@@ -147,10 +147,10 @@ pub fn decode_attention(
 /// Attention of one new token per row over the slots of a cache on a GPU, with one call of flash attention.
 ///
 /// `q`: `[rows, heads, head_dim]`, rotated; `keys` and `values`: `[slots, capacity, kv_heads, head_dim]`,
-/// contiguous, of q's kind. Returns q's shape. Not differentiable. See [`DecodeIndex`].
+/// contiguous, of q's kind. Returns q's shape. Not differentiable. See [`FlashSlots`].
 ///
 /// # Errors
-/// [`Error::Torch`] for tensors that flash attention does not support; see [`DecodeIndex::numbers`].
+/// [`Error::Torch`] for tensors that flash attention does not support; see [`FlashSlots::new`].
 pub fn decode_by_flash(q: &Tensor, keys: &Tensor, values: &Tensor, index: &DecodeIndex) -> Result<Tensor> {
     let index = ffi::list(&index.0);
     Ok(owned(
@@ -158,39 +158,38 @@ pub fn decode_by_flash(q: &Tensor, keys: &Tensor, values: &Tensor, index: &Decod
     ))
 }
 
-/// The slots of a decoding step, as input for flash attention.
+/// The rows of a decoding step, as input for flash attention: the ends of queries and the starts of slots,
+/// `[rows + 1]`, and the lengths, `[rows]`, all int32.
 #[derive(Debug)]
 pub struct DecodeIndex([Tensor; 3]);
 
-impl DecodeIndex {
-    /// Creates the index from the tensors of [`DecodeIndex::numbers`].
-    pub fn new(tensors: [Tensor; 3]) -> Self {
-        Self(tensors)
-    }
+/// The slots of a cache, from which flash attention reads.
+#[derive(Debug)]
+pub struct FlashSlots {
+    /// The ends of queries if each slot has one: `[slots + 1]`, int32.
+    query_ends: Tensor,
+    /// The first token of each slot: `[slots + 1]`, int32.
+    starts: Tensor,
+}
 
-    /// The ends of queries, the starts of slots, and the lengths, all `[rows]` or `[rows + 1]`, int32. Row i
-    /// reads the first `lengths[i]` tokens of slot `slots[i]` of `capacity` tokens. `None` if flash attention
-    /// does not support the cache: it requires bf16 on a GPU, and heads of up to 256 numbers, a multiple of
-    /// 8.
-    pub fn numbers(
-        (device, kind, head_dim): (Device, Kind, i64),
-        capacity: i64,
-        slots: &[i64],
-        lengths: &[i64],
-    ) -> Option<[Numbers; 3]> {
+impl FlashSlots {
+    /// A cache of `slots` slots of `capacity` tokens. `None` if flash attention does not support it: it
+    /// requires bf16 on a GPU, heads of up to 256 numbers, a multiple of 8, and less than 2³¹ tokens.
+    pub fn new((device, kind, head_dim): (Device, Kind, i64), slots: i64, capacity: i64) -> Option<Self> {
         let fits = matches!(device, Device::Cuda(_)) && kind == Kind::BFloat16;
-        if !fits || head_dim % 8 != 0 || head_dim > 256 {
+        if !fits || head_dim % 8 != 0 || head_dim > 256 || slots * capacity > i64::from(i32::MAX) {
             return None;
         }
-        let narrow = |numbers: &mut dyn Iterator<Item = i64>| {
-            let numbers: Result<Vec<i32>, _> = numbers.map(i32::try_from).collect();
-            numbers.ok().map(Numbers::Int32)
-        };
-        let last = slots.last().map(|slot| slot + 1);
-        Some([
-            narrow(&mut (0..=slots.len() as i64))?,
-            narrow(&mut slots.iter().copied().chain(last).map(|slot| slot * capacity))?,
-            narrow(&mut lengths.iter().copied())?,
-        ])
+        let query_ends = Tensor::arange(slots + 1, (Kind::Int, device));
+        let starts = &query_ends * capacity;
+        Some(Self { query_ends, starts })
+    }
+
+    /// A step in which row i reads slot i up to its new token at `positions[i]`. `positions`: `[rows]`,
+    /// int64, on the cache's device.
+    pub fn step(&self, positions: &Tensor) -> DecodeIndex {
+        let ends = positions.size().iter().sum::<i64>() + 1;
+        let lengths = (positions + 1).to_kind(Kind::Int);
+        DecodeIndex([self.query_ends.narrow(0, 0, ends), self.starts.narrow(0, 0, ends), lengths])
     }
 }

@@ -13,8 +13,8 @@ mod norm;
 
 pub use adamw::{AdamWState, fused_adamw, global_norm, scale};
 pub use attention::{
-    DecodeIndex, LayerCache, RotaryAngles, Segments, attention, decode_attention, decode_by_flash,
-    gather_rows, rotary,
+    DecodeIndex, FlashSlots, LayerCache, RotaryAngles, Segments, attention, decode_attention,
+    decode_by_flash, gather_rows, rotary,
 };
 pub use embedding::embedding;
 pub use linear::{PackedWeight, linear_by_output};

@@ -1,34 +1,55 @@
-//! Samples the next token of many sequences at once, with its log-probability.
+//! Decoding on the CPU: each step's tokens are known before the next step begins.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
-use super::device_sampler::sample_on_device;
-use super::noise::{StepNoise, StepNoises};
+use super::noise::StepNoise;
+use super::runner::Runner;
 use super::sampler::{Context, Sampler};
-use super::{GenerateError, Token};
-use crate::model::Inference;
+use super::sequence::Active;
+use super::{GenerateError, GenerationConfig, Token};
+use crate::model::{Inference, KvCache};
 
-/// Samples one token for each row of `hidden`, `[rows, hidden]`.
-///
-/// On an accelerator, all rows are sampled there together. On the CPU, a fused kernel samples all rows
-/// together unless a filter is set; with filters, rows are sampled one by one. The tokens are the same either
-/// way.
-pub(super) fn sample(
-    model: &Inference<'_>,
-    hidden: &Tensor,
-    sampler: &mut Sampler<'_>,
-    contexts: &[Context<'_>],
-    noise: &StepNoises<'_>,
-) -> Result<Vec<Token>, GenerateError> {
-    let vocab_size = model.config().vocab_size as usize;
-    if model.device() != Device::Cpu {
-        let candidates = sampler.candidates(vocab_size);
-        return sample_on_device(&model.logits(hidden), candidates, sampler.sampling(), contexts, noise.keys);
+pub(super) struct HostRunner<'a> {
+    model: &'a Inference<'a>,
+    sampler: Sampler<'a>,
+    eos: &'a [u32],
+}
+
+impl<'a> HostRunner<'a> {
+    pub(super) fn new(model: &'a Inference<'a>, config: &'a GenerationConfig<'a>) -> Self {
+        let sampler = Sampler::new(config.sampling).with_vocab_size(config.vocab_size);
+        Self { model, sampler, eos: config.eos }
     }
-    if sampler.is_unfiltered(vocab_size) {
-        return sample_fused(&model.logits_by_token(hidden)?, sampler, contexts, noise.rows);
+
+    /// Samples the next token of each sequence. `hidden`: `[sequences, hidden]`.
+    ///
+    /// A fused kernel samples all rows together unless a filter is set; with filters, rows are sampled one by
+    /// one. The tokens are the same either way.
+    fn sample(&mut self, sequences: &[Active<'_>], hidden: &Tensor) -> Result<Vec<Token>, GenerateError> {
+        let contexts: Vec<Context<'_>> = sequences.iter().map(|active| active.context(self.eos)).collect();
+        let noise: Vec<StepNoise> =
+            sequences.iter().map(|active| active.noise.step(active.tokens.len())).collect();
+        if self.sampler.is_unfiltered(self.model.config().vocab_size as usize) {
+            return sample_fused(&self.model.logits_by_token(hidden)?, &self.sampler, &contexts, &noise);
+        }
+        sample_each(&self.model.logits(hidden).contiguous(), &mut self.sampler, &contexts, &noise)
     }
-    sample_each(&model.logits(hidden).contiguous(), sampler, contexts, noise.rows)
+}
+
+impl Runner for HostRunner<'_> {
+    fn start(&mut self, new: &[Active<'_>], hidden: &Tensor) -> Result<Vec<Token>, GenerateError> {
+        self.sample(new, hidden)
+    }
+
+    fn step(&mut self, active: &[Active<'_>], cache: &mut KvCache) -> Result<Vec<Token>, GenerateError> {
+        let ids: Vec<u32> = active.iter().filter_map(|active| active.tokens.last().copied()).collect();
+        let hidden = self.model.decode(&ids, cache)?;
+        self.sample(active, &hidden)
+    }
+
+    fn keep(&mut self, _kept: &[usize]) -> Result<(), GenerateError> {
+        Ok(())
+    }
 }
 
 /// Samples all rows with one kernel. `logits`: `[vocab, rows]`, overwritten at masked tokens.

@@ -5,6 +5,8 @@ use tch::{Device, Kind, Tensor};
 use super::{Completion, GenerateRequest, Generation, GenerationConfig, NoiseKey, generate};
 use crate::model::{DecoderConfig, LanguageModel, PackedBatch, Precision};
 
+mod device;
+
 const EOS: u32 = 2;
 
 fn model(seed: u64) -> LanguageModel {
@@ -51,10 +53,20 @@ fn run(
     sampling: &Sampling,
     max_num_seqs: usize,
 ) -> Generation {
+    run_until(&[EOS], model, requests, sampling, max_num_seqs)
+}
+
+fn run_until(
+    eos: &[u32],
+    model: &LanguageModel,
+    requests: &[GenerateRequest],
+    sampling: &Sampling,
+    max_num_seqs: usize,
+) -> Generation {
     let noise = NoiseKey { seed: 5, round: 1, purpose: "test".into() };
     let config = GenerationConfig {
         sampling,
-        eos: &[EOS],
+        eos,
         vocab_size: usize::MAX,
         noise: &noise,
         max_num_seqs,
