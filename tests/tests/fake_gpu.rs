@@ -6,6 +6,7 @@
 // Clippy does not recognize helpers of tests as test code.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -15,7 +16,7 @@ use serde_json::{Value, json};
 
 mod on_device;
 
-use on_device::{DECODED, LAYERS, Scenario};
+use on_device::{DECODED, LAYERS, SLOTS, Scenario};
 
 /// Whether the long form runs.
 fn is_long() -> bool {
@@ -320,12 +321,58 @@ fn launches_and_copies_stay_within_their_budgets() {
     let (shallow, deep) = (decode(few), decode(many));
     let per_layer = (deep(&kernels) - shallow(&kernels)) / (many - few);
     within("launches per decode layer", per_layer, 20);
-    within("launches per decode step besides its layers", shallow(&kernels) - few * per_layer, 52);
+    within("launches per decode step besides its layers", shallow(&kernels) - few * per_layer, 46);
     within("waits per decode step", shallow(&Trace::syncs), 1);
-    within("copies from the host per decode step", shallow(&|trace: &Trace| trace.uploads().0), 1);
+    within("copies from the host per decode step", shallow(&|trace: &Trace| trace.uploads().0), 0);
+    assert_launched_before_read(&part(Scenario::Decode, few));
+    for scenario in [Scenario::MixedDecode, Scenario::Fp32MixedDecode] {
+        assert_few_shapes(scenario, &part(scenario, few));
+    }
     for step in [Scenario::Step, Scenario::CheckpointedStep, Scenario::Fp32Step] {
         assert_memory(&trace, step);
     }
+}
+
+/// The kernels between each asynchronous copy to the host and the wait for it.
+fn launched_while_copying(trace: &Trace) -> Vec<Vec<&str>> {
+    let (mut all, mut current) = (Vec::new(), None);
+    for event in &trace.events {
+        match (event.kind.as_str(), &mut current) {
+            ("d2h", _) => {
+                assert!(event.text.starts_with("async"), "{event:?}");
+                current = Some(Vec::new());
+            }
+            ("wait", _) => all.push(current.take().expect("a wait follows a copy")),
+            ("h2d", Some(_)) => panic!("a step copies from the host: {event:?}"),
+            ("kernel", Some(kernels)) => kernels.push(event.text.as_str()),
+            _ => {}
+        }
+    }
+    all
+}
+
+/// Checks that every step is launched before the host waits for the tokens of the one before.
+#[track_caller]
+fn assert_launched_before_read(trace: &Trace) {
+    let launched = launched_while_copying(trace);
+    assert_eq!(launched.len(), DECODED[1]);
+    let (last, steps) = launched.split_last().unwrap();
+    assert!(last.is_empty(), "a step is launched of which no token is needed: {last:?}");
+    for kernels in steps {
+        let attention = kernels.iter().filter(|kernel| kernel.starts_with("aten::_flash_attention_forward"));
+        assert_eq!(attention.count(), LAYERS[0], "{kernels:?}");
+    }
+}
+
+/// Checks that the launches of a step, with their shapes, depend only on the bucket of its rows.
+#[track_caller]
+fn assert_few_shapes(scenario: Scenario, trace: &Trace) {
+    let steps = launched_while_copying(trace);
+    let shapes: HashSet<_> = steps.iter().filter(|kernels| !kernels.is_empty()).collect();
+    println!("{scenario:?}: {} steps, {} shapes", steps.len(), shapes.len());
+    // 1, 2, 4, 8 and all slots.
+    assert!(steps.len() > 20 && SLOTS > 8, "{} steps of {SLOTS} rows", steps.len());
+    assert!((2..=5).contains(&shapes.len()), "{} shapes in {} steps", shapes.len(), steps.len());
 }
 
 /// Checks that a step's memory is within the plan's estimate and not far below it.

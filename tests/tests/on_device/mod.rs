@@ -6,7 +6,7 @@ use foil_common::memory::{self, Batch, Compute, ModelShape, Training, training};
 use foil_common::spec::{self, Normalization, Sampling};
 use foil_torch::autograd::backward;
 use foil_worker::generate::{GenerateRequest, GenerationConfig, NoiseKey, generate};
-use foil_worker::model::{DecoderConfig, LanguageModel, Precision, RewardModel, SaveDtype};
+use foil_worker::model::{DecoderConfig, Inference, LanguageModel, Precision, RewardModel, SaveDtype};
 use foil_worker::objective::metrics::MetricSums;
 use foil_worker::objective::policy::{GroupLoss, LossOutput};
 use foil_worker::train::{
@@ -36,6 +36,9 @@ pub(super) enum Scenario {
     /// Generation of few tokens and of more.
     ShortDecode,
     Decode,
+    /// Generation with completions that end at any step, and more of them than slots.
+    MixedDecode,
+    Fp32MixedDecode,
     /// Loss and gradients of a full micro-batch in bf16.
     Step,
     CheckpointedStep,
@@ -184,30 +187,60 @@ pub(super) fn planned_memory(scenario: Scenario, layers: usize) -> u64 {
     estimate.total() - estimate.weights - estimate.optimizer - estimate.reserve
 }
 
+fn generate_on_gpu(
+    inference: &Inference<'_>,
+    requests: u32,
+    max_num_seqs: usize,
+    sampling: &Sampling,
+    eos: &[u32],
+) {
+    let request = |id: u32| GenerateRequest { prompt_id: id.into(), prompt: sequence(id, 9), samples: 1 };
+    let requests: Vec<_> = (0..requests).map(request).collect();
+    let noise = NoiseKey { seed: 1, round: 1, purpose: "test".to_owned() };
+    let detokenize = |_: &[u32]| String::new();
+    let config = GenerationConfig {
+        sampling,
+        eos,
+        vocab_size: 101,
+        noise: &noise,
+        max_num_seqs,
+        detokenize: &detokenize,
+    };
+    generate(inference, &requests, &config, &mut |_, _| ()).unwrap();
+}
+
 fn generation(layers: usize) {
     let model = model(layers);
     let inference = model.inference(Precision::Bf16, 4).unwrap();
-    let requests: Vec<_> = (0..4)
-        .map(|id| GenerateRequest { prompt_id: id, prompt: sequence(id as u32, 9), samples: 1 })
-        .collect();
-    let noise = NoiseKey { seed: 1, round: 1, purpose: "test".to_owned() };
     let sample = |max_new_tokens| {
         let sampling = Sampling { max_new_tokens, ..Sampling::default() };
-        let config = GenerationConfig {
-            sampling: &sampling,
-            // No completion ends early.
-            eos: &[],
-            vocab_size: 101,
-            noise: &noise,
-            max_num_seqs: 4,
-            detokenize: &|_| String::new(),
-        };
-        generate(&inference, &requests, &config, &mut |_, _| ()).unwrap();
+        // No completion ends early.
+        generate_on_gpu(&inference, 4, 4, &sampling, &[]);
     };
     // Fills the table of angles for both.
     sample(DECODED[1]);
     Scenario::ShortDecode.run(layers, || sample(DECODED[0]));
     Scenario::Decode.run(layers, || sample(DECODED[1]));
+}
+
+/// Number of slots of a generation of mixed lengths.
+pub(super) const SLOTS: usize = 11;
+
+fn mixed_generation(layers: usize) {
+    let model = model(layers);
+    for (scenario, precision) in
+        [(Scenario::MixedDecode, Precision::Bf16), (Scenario::Fp32MixedDecode, Precision::Fp32)]
+    {
+        let inference = model.inference(precision, SLOTS).unwrap();
+        let sampling = Sampling {
+            max_new_tokens: 14,
+            min_new_tokens: 2,
+            repetition_penalty: 1.1,
+            ..Sampling::default()
+        };
+        let eos: Vec<u32> = (0..20).collect();
+        scenario.run(layers, || generate_on_gpu(&inference, 40, SLOTS, &sampling, &eos));
+    }
 }
 
 #[test]
@@ -223,6 +256,7 @@ fn scenarios_on_the_stand_in() {
         preferences(layers);
         generation(layers);
     }
+    mixed_generation(LAYERS[0]);
     for step in [Scenario::Step, Scenario::CheckpointedStep, Scenario::Fp32Step] {
         full_step(step, LAYERS[1]);
     }
