@@ -209,7 +209,8 @@ impl Visit for Fields<'_> {
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
-    use std::sync::{Arc, Mutex};
+    use std::io::Read;
+    use std::sync::Mutex;
 
     use super::*;
 
@@ -235,28 +236,13 @@ mod tests {
         assert!(line["time"].is_f64() && line["target"] == "foil" && line["session"] == "s");
     }
 
-    #[derive(Clone, Default)]
-    struct Sink(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Sink {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
     #[test]
     fn a_json_line_carries_the_fields_of_its_spans() {
-        let sink = Sink::default();
-        let lines = sink.clone();
+        let (mut lines, writer) = io::pipe().unwrap();
         let subscriber = tracing_subscriber::fmt()
             .fmt_fields(JsonFields::new())
             .event_format(FlatJson)
-            .with_writer(move || sink.clone())
+            .with_writer(Mutex::new(writer))
             .finish();
         tracing::subscriber::with_default(subscriber, || {
             let job = tracing::info_span!("job", job = "j1", round = 1);
@@ -264,7 +250,8 @@ mod tests {
             let _rank = tracing::info_span!("rank", rank = 2).entered();
             tracing::info!(round = 3, seconds = 0.5, "phase done");
         });
-        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let mut text = String::new();
+        lines.read_to_string(&mut text).unwrap();
         let line: Value = serde_json::from_str(text.trim()).unwrap();
         assert_eq!((&line["job"], &line["rank"]), (&Value::from("j1"), &Value::from(2)));
         // The event's own field wins over its span's.

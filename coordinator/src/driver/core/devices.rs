@@ -295,34 +295,19 @@ fn index(release: Option<Release>, names: &mut Vec<Option<Release>>, supplies: &
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-    use std::sync::{Arc, Mutex};
+    use std::io::{self, Read};
+    use std::sync::Mutex;
 
     use super::*;
 
-    #[derive(Clone, Default)]
-    struct Sink(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Sink {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
     fn logged(jobs: usize) -> String {
         let waits: Vec<_> = (0..jobs).map(|job| (format!("job-{job}"), format!("reason {job}"))).collect();
-        let sink = Sink::default();
-        let written = Arc::clone(&sink.0);
-        let subscriber =
-            tracing_subscriber::fmt().with_ansi(false).with_writer(move || sink.clone()).finish();
+        let (mut lines, writer) = io::pipe().unwrap();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(Mutex::new(writer)).finish();
         tracing::subscriber::with_default(subscriber, || log_waits(&waits));
-        let text = written.lock().unwrap().clone();
-        String::from_utf8(text).unwrap()
+        let mut text = String::new();
+        lines.read_to_string(&mut text).unwrap();
+        text
     }
 
     #[test]
