@@ -119,10 +119,11 @@ impl Store {
             Err(error) => return Err(error),
         }
         let parts = etags.into_iter().map(|content_id| PartId { content_id }).collect();
-        match uploads.complete_multipart(&self.path(key)?, &id.to_owned(), parts).await {
+        let completed = uploads.complete_multipart(&self.path(key)?, &id.to_owned(), parts).await;
+        match self.sent_part(key, announced.size, completed) {
             // If the reply to an earlier try was lost, there is no upload any more, but the object.
-            Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
-            Err(error) => return Err(self.failure("put", key, &error)),
+            Ok(_) | Err(StoreError::NotFound { .. }) => {}
+            Err(error) => return Err(error),
         }
         let size = self.size(key).await?;
         if size != announced.size {

@@ -6,11 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use backon::BackoffBuilder;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures::StreamExt;
-use md5::{Digest as _, Md5};
 use reqwest::header::{CONTENT_LENGTH, ETAG, RANGE};
 use reqwest::redirect::Policy;
 use reqwest::{Body, StatusCode};
@@ -92,18 +89,15 @@ pub(super) enum NotSent {
 
 impl DirectAccess {
     /// Sends bytes `[start, start + length)` of a file to the URL of a part; returns the part's ETag. The
-    /// store verifies the part by its MD5.
+    /// store verifies the part by its MD5 in base64.
     pub(super) async fn send_part(
         &self,
         url: &str,
         path: &Path,
-        (start, length): (u64, u64),
+        (start, length, md5): (u64, u64, &str),
         moved: &Moved,
     ) -> Result<String, NotSent> {
         let http = self.http.as_ref().ok_or_else(|| NotSent::Store("there is no client".to_owned()))?;
-        let owned = path.to_owned();
-        let hashing = tokio::task::spawn_blocking(move || md5_of(&owned, start, length));
-        let md5 = hashing.await.map_err(io::Error::other).and_then(|md5| md5).map_err(NotSent::File)?;
         let told = Arc::default();
         let mut pauses = super::backoff().with_max_times(PART_RETRIES).build();
         loop {
@@ -114,7 +108,7 @@ impl DirectAccess {
             let request = http
                 .put(url)
                 .header(CONTENT_LENGTH, length)
-                .header("content-md5", &md5)
+                .header("content-md5", md5)
                 .timeout(PART_TIMEOUT)
                 .body(Body::wrap_stream(bytes.map(Ok::<_, io::Error>)));
             let answer = request.send().await;
@@ -139,21 +133,6 @@ impl DirectAccess {
                 Some(pause) => tokio::time::sleep(pause).await,
                 None => return Err(NotSent::Store(reason)),
             }
-        }
-    }
-}
-
-/// The MD5 of a part of a file, in base64.
-fn md5_of(path: &Path, start: u64, length: u64) -> io::Result<String> {
-    let mut file = std::fs::File::open(path)?;
-    io::Seek::seek(&mut file, SeekFrom::Start(start))?;
-    let mut hasher = Md5::new();
-    let mut buffer = vec![0; 1 << 20];
-    let mut file = io::Read::take(file, length);
-    loop {
-        match io::Read::read(&mut file, &mut buffer)? {
-            0 => return Ok(STANDARD.encode(hasher.finalize())),
-            count => hasher.update(&buffer[..count]),
         }
     }
 }

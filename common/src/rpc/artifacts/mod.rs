@@ -157,7 +157,7 @@ pub async fn upload_input(
         });
         count
     };
-    let object = upload_file(line, &key, &Writer::client(), path, &digest, &counted).await?;
+    let object = upload_file(line, &key, &Writer::client(), (path, &digest), None, &counted).await?;
     moved(digest.size.saturating_sub(taken.load(Ordering::Relaxed)));
     Ok(object)
 }
@@ -185,32 +185,25 @@ pub async fn digest_of_file(path: &Path) -> Result<Digest, TransferError> {
     hashing.await.map_err(|error| fail(io::Error::other(error)))?.map_err(fail)
 }
 
-/// Uploads an object from a file of known digest. The `path` of the result is the file's name.
+/// Uploads an object from a file of known digest: a large one to the store itself, if there is access to it.
+/// The `path` of the result is the file's name.
 pub async fn upload_file(
     line: &LeaderChannel,
     key: &str,
     writer: &Writer,
-    path: &Path,
-    digest: &Digest,
-    moved: &Moved,
-) -> Result<v1::Object, TransferError> {
-    let object = put_file(line, key, writer, path, digest, moved, &Arc::default()).await?;
-    Ok(v1::Object { path: file_name(path), ..object })
-}
-
-/// Uploads an object of a rank, like [`upload_file`], to the store itself if it is large and the store can be
-/// reached.
-pub async fn upload_rank_file(
-    line: &LeaderChannel,
-    key: &str,
-    writer: &Writer,
     (path, digest): (&Path, &Digest),
-    direct: &DirectAccess,
+    direct: Option<&DirectAccess>,
     moved: &Moved,
 ) -> Result<v1::Object, TransferError> {
     let told = Arc::default();
-    let begin = writer.begin(key, digest);
-    let object = match direct_upload::put_file(line, direct, begin, path, moved, &told).await? {
+    let sent = match direct {
+        Some(direct) => {
+            let begin = writer.begin(key, digest);
+            direct_upload::put_file(line, direct, begin, path, moved, &told).await?
+        }
+        None => None,
+    };
+    let object = match sent {
         Some(object) => object,
         None => put_file(line, key, writer, path, digest, moved, &told).await?,
     };

@@ -75,7 +75,7 @@ impl ObjectStore for Transfer {
     fn upload_file(&self, key: &str, file: &Path, digest: &Digest) -> Result<Object, ObjectError> {
         let moved = self.moved(Activity::Uploading, digest.size);
         let (channel, writer, direct) = (&self.channel, &self.writer, &*self.direct);
-        let upload = artifacts::upload_rank_file(channel, key, writer, (file, digest), direct, &moved);
+        let upload = artifacts::upload_file(channel, key, writer, (file, digest), Some(direct), &moved);
         Ok(self.wait(key, upload)?.into())
     }
 }

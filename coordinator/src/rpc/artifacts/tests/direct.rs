@@ -1,11 +1,12 @@
 //! Reads and writes in the store itself, by URL.
 
-use foil_common::rpc::artifacts::{DirectAccess, download_to_cache, upload_rank_file};
+use foil_common::rpc::artifacts::{DirectAccess, download_to_cache, upload_file};
 use foil_common::storage::Urls;
 use object_store::memory::InMemory;
-use object_store::multipart::MultipartStore;
+use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
 use object_store::signer::{Method, SignedUrlOptions, Signer, Url};
+use object_store::{MultipartId, PutPayload, PutResult};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -18,6 +19,10 @@ enum Answer {
     /// Closes the connection after so many bytes.
     Part(usize),
     Refusal,
+    /// Takes parts, but does not make an object of them.
+    Incomplete,
+    /// Signs no URL.
+    Unsigned,
 }
 
 /// An HTTP server of a store's objects, and the signer of its URLs.
@@ -27,6 +32,48 @@ struct Bucket {
     answer: Answer,
     address: SocketAddr,
     requests: Arc<AtomicUsize>,
+    /// Number of uploads that were begun and not removed or completed.
+    open: Arc<AtomicUsize>,
+}
+
+fn refusal() -> object_store::Error {
+    object_store::Error::Generic { store: "bucket", source: "no".into() }
+}
+
+#[tonic::async_trait]
+impl MultipartStore for Bucket {
+    async fn create_multipart(&self, path: &Path) -> object_store::Result<MultipartId> {
+        self.open.fetch_add(1, Ordering::SeqCst);
+        self.backend.create_multipart(path).await
+    }
+
+    async fn put_part(
+        &self,
+        path: &Path,
+        id: &MultipartId,
+        part: usize,
+        data: PutPayload,
+    ) -> object_store::Result<PartId> {
+        self.backend.put_part(path, id, part, data).await
+    }
+
+    async fn complete_multipart(
+        &self,
+        path: &Path,
+        id: &MultipartId,
+        parts: Vec<PartId>,
+    ) -> object_store::Result<PutResult> {
+        if matches!(self.answer, Answer::Incomplete) {
+            return Err(refusal());
+        }
+        self.open.fetch_sub(1, Ordering::SeqCst);
+        self.backend.complete_multipart(path, id, parts).await
+    }
+
+    async fn abort_multipart(&self, path: &Path, id: &MultipartId) -> object_store::Result<()> {
+        self.open.fetch_sub(1, Ordering::SeqCst);
+        self.backend.abort_multipart(path, id).await
+    }
 }
 
 #[tonic::async_trait]
@@ -44,6 +91,9 @@ impl Signer for Bucket {
         options: &SignedUrlOptions,
     ) -> object_store::Result<Url> {
         assert_eq!(method, Method::PUT);
+        if matches!(self.answer, Answer::Unsigned) {
+            return Err(refusal());
+        }
         let url = format!("http://{}/{path}", self.address);
         Ok(Url::parse_with_params(&url, &options.extra_query).unwrap())
     }
@@ -53,7 +103,8 @@ impl Bucket {
     async fn start(answer: Answer) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let bucket = Self { backend: Arc::default(), answer, address, requests: Arc::default() };
+        let bucket =
+            Self { backend: Arc::default(), answer, address, requests: Arc::default(), open: Arc::default() };
         let serving = bucket.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -67,8 +118,7 @@ impl Bucket {
     /// The bucket as a store with URLs.
     fn store(&self) -> Store {
         let nap: foil_common::storage::Nap = |_| Box::pin(async {});
-        let uploads = Arc::clone(&self.backend) as Arc<dyn MultipartStore>;
-        let urls = Urls::new(Arc::new(self.clone()), Some(uploads));
+        let urls = Urls::new(Arc::new(self.clone()), Some(Arc::new(self.clone())));
         Store::over(self.backend.clone(), "bucket", nap).with_urls(urls)
     }
 
@@ -99,9 +149,9 @@ impl Bucket {
             let whole = self.store().get(path.as_ref()).await.unwrap();
             let rest = whole.slice(from..);
             let (status, sent) = match self.answer {
-                Answer::Whole => ("206 Partial Content", rest.clone()),
                 Answer::Part(bytes) => ("206 Partial Content", rest.slice(..bytes)),
                 Answer::Refusal => ("403 Forbidden", Bytes::new()),
+                _ => ("206 Partial Content", rest.clone()),
             };
             let head =
                 format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", rest.len());
@@ -189,9 +239,18 @@ async fn small_objects_and_stores_without_urls_are_read_as_ever() {
     assert_eq!(std::fs::read(path).unwrap(), body(1000, 1));
 }
 
-/// Uploads a file as a rank would; returns the object, its content, the bytes that were reported, and the
-/// number of requests to the bucket.
+/// Uploads a file as a rank with new access would; returns the object, its content, the bytes that were
+/// reported, and the number of requests to the bucket.
 async fn upload(
+    bucket: &Bucket,
+    writer: &Writer,
+    size: usize,
+) -> Result<(v1::Object, Bytes, u64, usize), TransferError> {
+    upload_by(&DirectAccess::default(), bucket, writer, size).await
+}
+
+async fn upload_by(
+    direct: &DirectAccess,
     bucket: &Bucket,
     writer: &Writer,
     size: usize,
@@ -203,7 +262,7 @@ async fn upload(
     std::fs::write(&path, &bytes).unwrap();
     let (count, moved) = counter();
     let file = (path.as_path(), &Digest::of(&bytes));
-    let object = upload_rank_file(&channel, KEY, writer, file, &DirectAccess::default(), &moved).await?;
+    let object = upload_file(&channel, KEY, writer, file, Some(direct), &moved).await?;
     let stored = bucket.store().read_object(&object).await.unwrap();
     assert_eq!(stored, bytes);
     Ok((object, stored, count.load(Ordering::SeqCst), bucket.requests.load(Ordering::SeqCst)))
@@ -232,7 +291,46 @@ async fn what_the_store_does_not_take_goes_through_the_coordinator() {
         let bucket = Bucket::start(answer).await;
         let (object, _, moved, found) = upload(&bucket, &rank("j1", 3), 2 << 20).await.unwrap();
         assert_eq!((object.size, moved, found), (2 << 20, 2 << 20, requests), "{answer:?}");
+        assert_eq!(bucket.open.load(Ordering::SeqCst), 0, "{answer:?}");
     }
+}
+
+#[tokio::test]
+async fn an_upload_that_cannot_be_begun_or_finished_leaves_nothing_and_says_nothing_of_the_next() {
+    for (answer, requests) in [(Answer::Unsigned, 0), (Answer::Incomplete, 1)] {
+        let (bucket, direct) = (Bucket::start(answer).await, DirectAccess::default());
+        for round in 1..3 {
+            let (object, _, moved, found) =
+                upload_by(&direct, &bucket, &rank("j1", 3), 2 << 20).await.unwrap();
+            assert_eq!((object.size, moved, found), (2 << 20, 2 << 20, round * requests), "{answer:?}");
+            assert_eq!(bucket.open.load(Ordering::SeqCst), 0, "{answer:?}");
+            bucket.store().delete_object(KEY).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_not_the_announced_one_becomes_no_object() {
+    let bucket = Bucket::start(Answer::Whole).await;
+    let (channel, dir) = (channel(&bucket, true).await, tempfile::tempdir().unwrap());
+    let path = dir.path().join("model");
+    let announced = Digest::of(&body(2 << 20, 3));
+    let other = body(2 << 20, 4);
+    for found in [&other[..], &other[..1 << 20], &[&other[..], b"more"].concat()] {
+        std::fs::write(&path, found).unwrap();
+        let file = (path.as_path(), &announced);
+        let direct = DirectAccess::default();
+        let error =
+            upload_file(&channel, KEY, &rank("j1", 3), file, Some(&direct), &unfollowed()).await.unwrap_err();
+        assert!(matches!(error, TransferError::Changed { .. }), "{}: {error}", found.len());
+        assert!(bucket.store().stat_object(KEY).await.is_err());
+        assert_eq!(bucket.open.load(Ordering::SeqCst), 0);
+    }
+    std::fs::remove_file(&path).unwrap();
+    let (file, direct) = ((path.as_path(), &announced), DirectAccess::default());
+    let gone =
+        upload_file(&channel, KEY, &rank("j1", 3), file, Some(&direct), &unfollowed()).await.unwrap_err();
+    assert!(matches!(gone, TransferError::File { .. }), "{gone}");
 }
 
 #[tokio::test]

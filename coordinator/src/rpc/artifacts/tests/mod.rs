@@ -175,7 +175,8 @@ async fn files_can_be_uploaded_and_downloaded() {
     );
     assert_eq!(upload_input(&server.channel, &path, &unfollowed()).await.unwrap(), object);
     let (writer, digest) = (rank("j1", 3), digest_of_file(&path).await.unwrap());
-    let again = upload_file(&server.channel, KEY, &writer, &path, &digest, &unfollowed()).await.unwrap();
+    let again =
+        upload_file(&server.channel, KEY, &writer, (&path, &digest), None, &unfollowed()).await.unwrap();
     assert_eq!(again.blake3, object.blake3);
     let copy = directory.path().join("new/dir/copy.jsonl");
     download_to_file(&server.channel, &object, &copy, &unfollowed()).await.unwrap();
@@ -192,7 +193,8 @@ async fn every_byte_is_reported_as_it_moves() {
     std::fs::write(&path, body(SIZE as usize, 14)).unwrap();
     let (up, on_upload) = counter();
     let (writer, digest) = (rank("j1", 3), digest_of_file(&path).await.unwrap());
-    let object = upload_file(&server.channel, KEY, &writer, &path, &digest, &on_upload).await.unwrap();
+    let object =
+        upload_file(&server.channel, KEY, &writer, (&path, &digest), None, &on_upload).await.unwrap();
     let (down, calls) = (counter(), Arc::new(AtomicUsize::new(0)));
     let (report, count) = (down.1, Arc::clone(&calls));
     let on_download: Moved = Arc::new(move |bytes| {
