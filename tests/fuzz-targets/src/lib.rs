@@ -64,9 +64,7 @@ const fn target(
 pub const TARGETS: [Target; 22] = [
     target("agent_message", wire::agent_message, "bin", 16, 2000),
     target("chat_template", model::chat_template, "jinja", 256, 300),
-    // A compressed buffer may declare what a batch may take, and its room is allocated before it is
-    // unpacked.
-    target("data_arrow", data::arrow, "arrow", 640, 1000),
+    target("data_arrow", data::arrow, "arrow", 64, 1000),
     target("data_convert", data::convert, "jsonl", 128, 400),
     target("data_csv", data::csv, "csv", 64, 1000),
     target("data_demonstrations", data::demonstrations, "jsonl", 64, 600),

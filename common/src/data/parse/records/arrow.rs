@@ -29,6 +29,10 @@ const CONTINUATION: [u8; 4] = [0xff; 4];
 const DESCRIPTION_LIMIT: usize = 16 << 20;
 /// Maximum size of a message's data, packed and unpacked. Two of them may be in memory at a time.
 const MESSAGE_LIMIT: u64 = 512 << 20;
+/// Maximum size of a batch in proportion to its packed size, and the size up to which any is taken. LZ4 packs
+/// 255 times at most, and ZSTD packs more only where a batch holds nothing but the same texts.
+const MAX_RATIO: u64 = 1024;
+const SMALL_BATCH: u64 = 4 << 20;
 /// Maximum number of buffers and columns of a message.
 const PARTS_LIMIT: usize = 1 << 16;
 
@@ -210,6 +214,7 @@ fn check(batch: &arrow_ipc::RecordBatch<'_>, body: &[u8]) -> Result<u64, String>
     if count > PARTS_LIMIT {
         return Err(format!("a batch has more than {PARTS_LIMIT} buffers"));
     }
+    // A buffer's room is allocated as it declares, before it is unpacked.
     let mut unpacked = 0u64;
     for buffer in batch.buffers().into_iter().flatten() {
         let range = usize::try_from(buffer.offset()).ok().zip(usize::try_from(buffer.length()).ok());
@@ -223,6 +228,11 @@ fn check(batch: &arrow_ipc::RecordBatch<'_>, body: &[u8]) -> Result<u64, String>
             Some(length) => u64::try_from(length).map_err(|_| "the length of a buffer is negative")?,
         };
         unpacked = unpacked.saturating_add(length);
+    }
+    if unpacked > (body.len() as u64).saturating_mul(MAX_RATIO) + SMALL_BATCH {
+        return Err(format!(
+            "a batch declares {unpacked} bytes, more than {MAX_RATIO} times its packed size"
+        ));
     }
     if unpacked > MESSAGE_LIMIT { Err(too_large()) } else { Ok(unpacked) }
 }
