@@ -10,6 +10,8 @@ use super::error_location::located;
 
 /// Similarity from which the name of an existing file is what was meant.
 const ALIKE: f64 = 0.85;
+/// The models that `scripts/fetch-model` fetches.
+const FETCHED: [&str; 2] = ["stories15m", "smollm2-135m"];
 /// Maximum number of entries of a folder that are compared with a missing name.
 const MAX_ENTRIES: usize = 10_000;
 
@@ -32,7 +34,12 @@ pub(crate) fn require(file: &Path, settings: &[String], job: &spec::Job) -> Resu
         if let Some(ModelRef::Path(path)) = model
             && !Path::new(path).exists()
         {
-            return Err(fault(field, path, "a model directory", advice(Path::new(path), "hf download NAME")));
+            let missing = Path::new(path);
+            let advice = match FETCHED.iter().find(|name| missing.ends_with(name)) {
+                Some(name) => format!("scripts/fetch-model {name} {path} fetches it"),
+                None => advice(missing, "hf download NAME"),
+            };
+            return Err(fault(field, path, "a model directory", advice));
         }
     }
     for (set, sources) in job.data.sources() {
@@ -117,6 +124,11 @@ mod tests {
             hub.starts_with("DIR/job.yaml:2: policy.model: found DIR/HuggingFaceTB/SmolLM2-135M, ")
                 && hub.ends_with("hf download HuggingFaceTB/SmolLM2-135M --local-dir DIRECTORY"),
             "{hub}"
+        );
+        let fetched = check(dir, "models/stories15m", &["pairs.jsonl"]);
+        assert!(
+            fetched.ends_with("scripts/fetch-model stories15m DIR/models/stories15m fetches it"),
+            "{fetched}"
         );
         let unmatched = check(dir, "tiny", &["*.parquet"]);
         assert!(unmatched.contains("data.preferences: DIR/*.parquet fits no file"), "{unmatched}");
