@@ -115,9 +115,35 @@ fn yaml(text: &str) -> Result<Value, SpecError> {
             "not YAML: more than {DEPTH_LIMIT} brackets are open at once"
         )));
     }
-    let value: serde_norway::Value =
-        serde_norway::from_str(text).map_err(|error| SpecError::Syntax(format!("not YAML: {error}")))?;
+    let value: serde_norway::Value = serde_norway::from_str(text).map_err(|error| {
+        let told = error.to_string();
+        let key = told.split_once("duplicate entry with key \"");
+        let key = key.and_then(|(_, rest)| rest.split_once('"')).map(|(key, _)| key);
+        SpecError::Syntax(match key.and_then(|key| Some((key, lines_of_twice(text, key)?))) {
+            Some((key, [first, second])) => {
+                format!("line {second}: {key} is given twice, first in line {first}; keep one of them")
+            }
+            None => format!("not YAML: {told}"),
+        })
+    })?;
     to_json(value)
+}
+
+/// The lines, from 1, of a key that one block of a YAML text has twice.
+fn lines_of_twice(text: &str, key: &str) -> Option<[usize; 2]> {
+    let lines: Vec<(usize, &str)> =
+        text.lines().map(|line| (line.len() - line.trim_start().len(), line.trim_start())).collect();
+    let is_key = |text: &str| text.strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with(':'));
+    let keys = lines.iter().enumerate().filter(|(_, (_, text))| is_key(text));
+    keys.into_iter().find_map(|(first, (indent, _))| {
+        let block = lines
+            .iter()
+            .enumerate()
+            .skip(first + 1)
+            .take_while(|(_, (other, text))| other >= indent || text.is_empty() || text.starts_with('#'));
+        let second = block.into_iter().find(|(_, (other, text))| other == indent && is_key(text));
+        second.map(|(second, _)| [first + 1, second + 1])
+    })
 }
 
 /// The maximum number of brackets open at the same time, whether they are syntax or part of a text.

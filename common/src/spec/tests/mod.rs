@@ -247,6 +247,12 @@ fn errors_name_file_field_and_choices() {
 #[test]
 fn what_is_not_a_job_file_says_so() {
     assert!(message("name: [", &[]).contains("not YAML"));
+    let twice = "name: j\ndata:\n  golden:\n  - a\n  # more\n\n  prompts: a\n  golden: b\nseed: 1\n";
+    let told = message(twice, &[]);
+    assert!(told.contains("line 8: golden is given twice, first in line 3"), "{told}");
+    let told = message("name: j\nseed : 1\nrounds: 2\nseed: 1\n", &[]);
+    assert!(told.contains("line 4: seed is given twice, first in line 2"), "{told}");
+    assert!(message("data: {golden: a, golden: b}\n", &[]).contains("duplicate entry"));
     assert!(message("name: a\nname: b\n", &[]).contains("duplicate"));
     assert!(message("- a\n", &[]).contains("the job file: found a list of 1"));
     assert!(message("", &[]).contains("policy.model is missing"));
