@@ -11,7 +11,7 @@ use foil_common::storage::object::SIDECAR;
 use foil_proto::v1;
 use serde_json::Value;
 
-use super::lock::{Holder, Program, lock};
+use super::lock::{Holder, LOCK, Program, lock};
 use crate::local_file::{remove, write_atomic};
 use crate::results;
 
@@ -26,6 +26,8 @@ pub(super) struct Directory {
     path: PathBuf,
     /// Released when the process ends.
     lock: File,
+    /// Whether this process made it.
+    is_new: bool,
 }
 
 impl Directory {
@@ -34,6 +36,7 @@ impl Directory {
     pub(super) fn open(path: &Path, fresh: bool, spec: &v1::JobSpec) -> Result<Self> {
         let cannot =
             || format!("cannot use the output directory {}; give another with --out", path.display());
+        let is_new = !path.exists();
         fs::create_dir_all(path).with_context(cannot)?;
         let Some(lock) = lock(path).with_context(cannot)? else {
             match Holder::of(path) {
@@ -47,7 +50,7 @@ impl Directory {
                 ),
             }
         };
-        let directory = Self { path: path.to_owned(), lock };
+        let directory = Self { path: path.to_owned(), lock, is_new };
         let other = directory
             .owner()
             .map(|owner| without_scheduling(&owner))
@@ -79,6 +82,18 @@ impl Directory {
     /// Makes a specification the owner, once the coordinator has accepted its job.
     pub(super) fn claim(&self, spec: &v1::JobSpec) -> Result<()> {
         write_atomic(&self.path.join(SPEC), &serde_json::to_vec_pretty(spec)?)
+    }
+
+    /// Removes a directory that this process made for a job that was not accepted. Its logs stay with it if
+    /// something else went wrong.
+    pub(super) fn discard(&self) {
+        if !self.is_new || self.path.join(SPEC).exists() {
+            return;
+        }
+        let removed = [STORE, LOGS, LOCK].iter().try_for_each(|name| remove(&self.path.join(name)));
+        if let Err(error) = removed.and_then(|()| fs::remove_dir(&self.path)) {
+            tracing::warn!(%error, "cannot remove {}", self.path.display());
+        }
     }
 
     /// Lets `foil ui` and `foil report` of this directory find the run while it is in progress.
@@ -199,7 +214,6 @@ mod tests {
 
     use serde_json::json;
 
-    use super::super::lock::LOCK;
     use super::*;
 
     fn spec(name: &str) -> v1::JobSpec {
@@ -226,6 +240,25 @@ mod tests {
         fs::write(dir.path().join("mine.txt"), "kept").unwrap();
         open(dir.path(), true, "c").unwrap();
         assert!(dir.path().join("mine.txt").exists() && !dir.path().join(SPEC).exists());
+    }
+
+    #[test]
+    fn a_directory_made_for_a_refused_job_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("runs/a");
+        let refused = open(&path, false, "a").unwrap();
+        fs::create_dir_all(refused.store().join("meta")).unwrap();
+        fs::create_dir_all(refused.logs()).unwrap();
+        refused.discard();
+        assert!(!path.exists() && dir.path().join("runs").exists());
+        // Not one that was there, or whose job was accepted.
+        fs::create_dir(&path).unwrap();
+        open(&path, false, "a").unwrap().discard();
+        assert!(path.exists());
+        let accepted = open(&dir.path().join("b"), false, "b").unwrap();
+        accepted.claim(&spec("b")).unwrap();
+        accepted.discard();
+        assert!(dir.path().join("b").join(SPEC).exists());
     }
 
     #[test]

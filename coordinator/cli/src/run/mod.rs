@@ -137,10 +137,14 @@ async fn run_job(args: &RunArgs, log_format: LogFormat, started: Instant) -> Res
         Ok(Some(ended)) => ended,
         Ok(None) => {
             children.stop().await;
+            directory.discard();
             return Ok(Outcome::Stopped(stop.cause().unwrap_or(Cause::Terminate)));
         }
         Err(failure) => {
             children.stop().await;
+            if failure.error.is::<Refused>() {
+                directory.discard();
+            }
             return Err(failure);
         }
     };
