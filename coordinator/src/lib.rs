@@ -9,6 +9,8 @@ pub mod cluster;
 pub mod collector;
 pub mod descriptors;
 pub mod driver;
+#[cfg(test)]
+mod failing_store;
 pub mod inputs;
 pub mod job;
 pub mod journal;

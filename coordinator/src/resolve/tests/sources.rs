@@ -1,8 +1,12 @@
 //! Sources with weights, columns, filters and limits.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
 use prost::Message;
 
 use super::*;
+use crate::failing_store::FailingStore;
 
 /// Lines `{prompt, golden}` with three-letter prompts that begin with the given letters.
 fn golden(letters: &str, key: &str, count: usize) -> String {
@@ -79,6 +83,25 @@ async fn a_large_file_is_read_in_the_store_with_the_same_result() {
     }
     assert!(!found[0].is_empty());
     assert_eq!(found[0], found[1]);
+}
+
+#[tokio::test]
+async fn a_store_that_fails_while_a_file_is_read_in_it_is_blamed_not_the_file() {
+    let backend = Arc::new(FailingStore::default());
+    let store = backend.store();
+    let note = "x".repeat(200_000);
+    let large: String = golden("a", "prompt", 60)
+        .lines()
+        .map(|row| row.replace('}', &format!(",\"note\":\"{note}\"}}\n")))
+        .collect();
+    let path = input(&store, "a.jsonl", large).await;
+    let wire = mixed(&store, |sources| *sources = vec![source("golden", path)]).await;
+    backend.fails_ranges.store(true, Ordering::SeqCst);
+    let error = resolved(wire.clone(), &store).await.unwrap_err();
+    assert!(error.is_store_error() && error.is_transient() && error.field().is_none(), "{error}");
+    assert!(!error.to_string().contains("a.jsonl"), "{error}");
+    backend.fails_ranges.store(false, Ordering::SeqCst);
+    resolved(wire, &store).await.unwrap();
 }
 
 #[tokio::test]
