@@ -1,4 +1,4 @@
-//! Checks that reading a large file takes memory only for the rows kept and one batch.
+//! Checks that reading a large file takes little memory beside one batch.
 //!
 //! The ordinary run writes a file of about 15 MB. `FOIL_LARGE_PARQUET=PATH cargo test -p foil-common --test
 //! data_memory` reads the file of about 100 MB that `scripts/fixtures/data_files.py --large PATH` has
@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow_array::{ArrayRef, Float32Array, RecordBatch, StringArray};
-use foil_common::data::parse::{Budget, Parsed, parse_files};
+use foil_common::data::parse::{Budget, parse_files};
 use foil_common::data::rows::PairRow;
 use parquet::arrow::ArrowWriter;
 use rand::distr::{Alphanumeric, SampleString};
@@ -61,7 +61,7 @@ fn a_large_file_is_read_in_little_memory() {
     let size = fs::metadata(&path).unwrap().len();
     forget_peak();
     let files = [("large.parquet", File::open(&path).unwrap().into())];
-    let parsed: Parsed<PairRow> = parse_files(files, &mut Budget::default()).unwrap();
+    let parsed = parse_files::<PairRow>(files, &mut Budget::default()).unwrap();
     let peak = peak();
     println!("{} rows of {} MB took {} MB", parsed.rows.len(), size / 1_000_000, peak / 1_000_000);
     assert_eq!(parsed.bad_rows, 0, "{:?}", parsed.bad);

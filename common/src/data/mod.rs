@@ -5,5 +5,6 @@ pub mod folder;
 pub mod mixture;
 pub mod near;
 pub mod parse;
+pub mod row_set;
 pub mod rows;
 pub mod split;

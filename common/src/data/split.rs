@@ -1,46 +1,48 @@
 //! Seeded limits and hold-outs. The selection depends on the rows' content, the seed and the purpose only,
 //! never on the order of the files; selected rows keep that order.
 
-use super::rows::{PromptKey, Row};
-use std::collections::{BTreeSet, HashSet};
+use super::row_set::RowSet;
+use super::rows::Row;
 
-/// The first `limit` rows in the pseudo-random order of (seed, purpose); all of them for `None`.
-pub fn take<T: Row>(rows: Vec<T>, limit: Option<usize>, seed: u64, purpose: &str) -> Vec<T> {
-    let Some(limit) = limit.filter(|&limit| limit < rows.len()) else {
-        return rows;
-    };
-    let kept = draw(rows.iter().map(Row::id), Some(limit), seed, purpose);
-    rows.into_iter().filter(|row| kept.contains(&row.id())).collect()
-}
-
-/// The first `limit` of some rows' ids in the pseudo-random order of (seed, purpose); all of them for `None`.
-pub fn draw(
-    ids: impl IntoIterator<Item = u64>,
-    limit: Option<usize>,
-    seed: u64,
-    purpose: &str,
-) -> HashSet<u64> {
-    let Some(limit) = limit else { return ids.into_iter().collect() };
-    let lottery = Lottery::new(seed, purpose);
-    let mut drawn: Vec<_> = ids.into_iter().map(|id| (lottery.of_row(id), id)).collect();
-    drawn.sort_unstable();
-    drawn.truncate(limit);
-    drawn.into_iter().map(|(_, id)| id).collect()
+/// Keeps the first `limit` rows in the pseudo-random order of (seed, purpose); all of them for `None`.
+pub fn take<T: Row>(rows: &mut RowSet<T>, limit: Option<usize>, seed: u64, purpose: &str) {
+    if let Some(limit) = limit.filter(|&limit| limit < rows.len()) {
+        let lottery = Lottery::new(seed, purpose);
+        let drawn = lottery.draw(rows.ids().map(|id| lottery.of_row(id)).collect(), limit);
+        rows.retain(|_, id| drawn.has(&lottery.of_row(id)));
+    }
 }
 
 /// Splits off the rows of `fraction` of the distinct prompts: (rest, held out). All rows of a prompt stay on
 /// one side. A fraction above 0 holds out at least one prompt and leaves at least one, if there are two.
-pub fn hold_out<T: Row>(rows: Vec<T>, fraction: f64, seed: u64, purpose: &str) -> (Vec<T>, Vec<T>) {
-    let prompts: BTreeSet<PromptKey> = rows.iter().map(|row| row.prompt().key()).collect();
+pub fn hold_out<T: Row>(rows: RowSet<T>, fraction: f64, seed: u64, purpose: &str) -> (RowSet<T>, RowSet<T>) {
+    let lottery = Lottery::new(seed, purpose);
+    // Prompts are equal if their tickets are.
+    let mut prompts: Vec<Ticket> = rows.lines().keys().map(|key| lottery.ticket(&key.0)).collect();
+    prompts.sort_unstable();
+    prompts.dedup();
     if prompts.len() < 2 || fraction.is_nan() || fraction <= 0.0 {
-        return (rows, Vec::new());
+        return (rows, RowSet::default());
     }
     let count = ((fraction * prompts.len() as f64).round() as usize).clamp(1, prompts.len() - 1);
-    let lottery = Lottery::new(seed, purpose);
-    let mut drawn: Vec<_> = prompts.into_iter().map(|key| (lottery.ticket(&key.0), key)).collect();
-    drawn.sort_unstable();
-    let held: HashSet<PromptKey> = drawn[..count].iter().map(|(_, key)| *key).collect();
-    rows.into_iter().partition(|row| !held.contains(&row.prompt().key()))
+    let held = lottery.draw(prompts, count);
+    rows.partition(|key| held.has(&lottery.ticket(&key.0)))
+}
+
+/// The place of an item in a pseudo-random order.
+pub type Ticket = [u8; 32];
+
+/// The items that were drawn.
+#[derive(Clone, Copy, Debug)]
+pub struct Drawn {
+    /// The last ticket among them; `None` if there are none.
+    last: Option<Ticket>,
+}
+
+impl Drawn {
+    pub fn has(&self, ticket: &Ticket) -> bool {
+        self.last.is_some_and(|last| *ticket <= last)
+    }
 }
 
 /// A pseudo-random order of byte strings: BLAKE3 keyed by (seed, purpose).
@@ -58,17 +60,28 @@ impl Lottery {
     }
 
     /// The place of a row in the order, by its id.
-    pub fn of_row(&self, id: u64) -> [u8; 32] {
+    pub fn of_row(&self, id: u64) -> Ticket {
         self.ticket(&id.to_le_bytes())
     }
 
-    fn ticket(&self, item: &[u8]) -> [u8; 32] {
+    /// Draws the first `count` of some tickets.
+    pub fn draw(&self, mut tickets: Vec<Ticket>, count: usize) -> Drawn {
+        let last = match count.min(tickets.len()) {
+            0 => None,
+            count => Some(*tickets.select_nth_unstable(count - 1).1),
+        };
+        Drawn { last }
+    }
+
+    fn ticket(&self, item: &[u8]) -> Ticket {
         *blake3::keyed_hash(&self.key, item).as_bytes()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::data::rows::{PairRow, Prompt, PromptRow, assign_ids};
 
@@ -79,23 +92,35 @@ mod tests {
         rows
     }
 
+    fn taken(rows: &[PromptRow], limit: Option<usize>, seed: u64, purpose: &str) -> Vec<PromptRow> {
+        let mut set = RowSet::of(rows.to_vec()).unwrap();
+        take(&mut set, limit, seed, purpose);
+        set.to_vec().unwrap()
+    }
+
     #[test]
     fn a_limit_takes_the_same_rows_whatever_their_order() {
         let rows = prompts(100);
         let mut reversed = rows.clone();
         reversed.reverse();
-        let taken = take(rows.clone(), Some(10), 3, "prompts");
-        let mut other = take(reversed, Some(10), 3, "prompts");
+        let ten = taken(&rows, Some(10), 3, "prompts");
+        let mut other = taken(&reversed, Some(10), 3, "prompts");
         other.reverse();
-        assert_eq!(taken, other);
-        assert_eq!(taken.len(), 10);
-        assert_ne!(taken, take(rows.clone(), Some(10), 4, "prompts"));
-        assert_ne!(taken, take(rows.clone(), Some(10), 3, "golden"));
-        assert_eq!(take(rows.clone(), Some(100), 3, "prompts"), rows);
-        assert_eq!(take(rows.clone(), None, 3, "prompts"), rows);
+        assert_eq!(ten, other);
+        assert_eq!(ten.len(), 10);
+        assert_ne!(ten, taken(&rows, Some(10), 4, "prompts"));
+        assert_ne!(ten, taken(&rows, Some(10), 3, "golden"));
+        assert_eq!(taken(&rows, Some(100), 3, "prompts"), rows);
+        assert_eq!(taken(&rows, None, 3, "prompts"), rows);
+        assert!(taken(&rows, Some(0), 3, "prompts").is_empty());
         // A smaller limit takes a subset of a larger one's rows.
-        let fewer = take(rows, Some(4), 3, "prompts");
-        assert!(fewer.iter().all(|row| taken.contains(row)));
+        let fewer = taken(&rows, Some(4), 3, "prompts");
+        assert!(fewer.iter().all(|row| ten.contains(row)));
+        // The order is that of the keyed hashes.
+        let lottery = Lottery::new(3, "prompts");
+        let mut sorted = rows;
+        sorted.sort_by_key(|row| lottery.of_row(row.id));
+        assert!(ten.iter().all(|row| sorted[..10].contains(row)));
     }
 
     #[test]
@@ -111,9 +136,12 @@ mod tests {
             })
             .collect();
         assign_ids(&mut rows);
+        let rows = RowSet::of(rows).unwrap();
         let (rest, held) = hold_out(rows.clone(), 0.1, 7, "holdout");
         assert_eq!((rest.len(), held.len()), (180, 20));
-        let prompts = |rows: &[PairRow]| rows.iter().map(|row| row.prompt.key()).collect::<BTreeSet<_>>();
+        let prompts = |rows: &RowSet<PairRow>| {
+            rows.iter().map(|row| row.unwrap().prompt.key()).collect::<BTreeSet<_>>()
+        };
         assert_eq!((prompts(&rest).len(), prompts(&held).len()), (45, 5));
         assert!(prompts(&rest).is_disjoint(&prompts(&held)));
         assert!(hold_out(rows.clone(), 0.0, 7, "holdout").1.is_empty());

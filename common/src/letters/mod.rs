@@ -7,6 +7,7 @@
 #[cfg(test)]
 mod tests;
 
+use crate::data::row_set::{RowSet, SpillError};
 use crate::data::rows::{DemonstrationRow, GoldenRow, Prompt, PromptRow, assign_ids};
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -66,11 +67,15 @@ pub fn generate(seed: u64, counts: Counts) -> Letters {
 
 /// The prompts of gold-labeled training pairs, drawn with replacement from the golden prompts, since D_P
 /// belongs to the reward model's split. A row's id is the number of its pair.
-pub fn preference_prompts(seed: u64, golden: &[GoldenRow], pairs: usize) -> Vec<PromptRow> {
+pub fn preference_prompts(
+    seed: u64,
+    golden: &RowSet<GoldenRow>,
+    pairs: usize,
+) -> Result<Vec<PromptRow>, SpillError> {
     let mut draw = Draw::new(seed, "preference_prompts");
     let pairs = if golden.is_empty() { 0 } else { pairs };
     (0..pairs as u64)
-        .map(|id| PromptRow { id, prompt: golden[draw.below(golden.len())].prompt.clone() })
+        .map(|id| Ok(PromptRow { id, prompt: golden.lines().prompt(draw.below(golden.len()))? }))
         .collect()
 }
 

@@ -115,12 +115,13 @@ fn sets_depend_on_the_seed_and_not_on_each_other() {
 #[test]
 fn preference_prompts_are_from_the_golden_split_and_numbered() {
     let letters = generate(5, COUNTS);
-    let golden: HashSet<_> = letters.golden.iter().map(|row| row.prompt.key()).collect();
-    let rows = preference_prompts(5, &letters.golden, 2000);
-    assert!(rows.iter().enumerate().all(|(n, row)| row.id == n as u64 && golden.contains(&row.prompt.key())));
+    let keys: HashSet<_> = letters.golden.iter().map(|row| row.prompt.key()).collect();
+    let golden = RowSet::of(letters.golden.clone()).unwrap();
+    let rows = preference_prompts(5, &golden, 2000).unwrap();
+    assert!(rows.iter().enumerate().all(|(n, row)| row.id == n as u64 && keys.contains(&row.prompt.key())));
     assert!(rows.iter().map(|row| row.prompt.key()).collect::<HashSet<_>>().len() > 700);
     assert_eq!(preference_evaluation_prompts(5, 500).len(), 500);
-    assert!(preference_prompts(5, &[], 10).is_empty());
+    assert!(preference_prompts(5, &RowSet::default(), 10).unwrap().is_empty());
 }
 
 #[test]

@@ -193,24 +193,15 @@ impl fmt::Display for Lengths {
     }
 }
 
-/// Tokens of prompts, before truncation.
-pub fn prompt_lengths<'a>(
-    encoder: &Encoder,
-    prompts: impl IntoIterator<Item = &'a Prompt>,
-) -> Result<Vec<usize>, TextError> {
-    prompts.into_iter().map(|prompt| Ok(encoder.prompt(prompt, usize::MAX)?.ids.len())).collect()
+/// Tokens of a prompt, before truncation.
+pub fn prompt_length(encoder: &Encoder, prompt: &Prompt) -> Result<usize, TextError> {
+    Ok(encoder.prompt(prompt, usize::MAX)?.ids.len())
 }
 
-/// Tokens of responses, before truncation, EOS included.
-pub fn response_lengths<'a>(
-    encoder: &Encoder,
-    rows: impl IntoIterator<Item = (&'a Prompt, &'a str)>,
-) -> Result<Vec<usize>, TextError> {
+/// Tokens of a response, before truncation, EOS included.
+pub fn response_length(encoder: &Encoder, prompt: &Prompt, response: &str) -> Result<usize, TextError> {
     let all = Limits::of(usize::MAX, usize::MAX);
-    let length = |(prompt, response)| {
-        Ok(encoder.dialogue(prompt, Response::finished(response), all)?.response().len())
-    };
-    rows.into_iter().map(length).collect()
+    Ok(encoder.dialogue(prompt, Response::finished(response), all)?.response().len())
 }
 
 /// How well length alone predicts which response of a pair is preferred.

@@ -3,6 +3,7 @@
 use std::num::NonZero;
 use std::thread;
 
+use foil_common::data::row_set::RowSet;
 use foil_common::data::rows::{DemonstrationRow, GoldenRow, PairRow, PromptRow, Row};
 use foil_common::datasets;
 use foil_common::plural::{agreeing, are, counted};
@@ -11,7 +12,7 @@ use foil_common::text::{Encoded, EncodedPrompt, Encoder, Limits, Response, TextE
 
 use super::compatibility::{POLICY, REWARD};
 use super::encoders::Encoders;
-use super::sets::Sets;
+use super::sets::{SHOWN_BAD, Sets};
 use super::source_counts::{EQUAL_TOKENS, UNENCODABLE};
 use super::{EXAMPLE, Models, ResolveError};
 
@@ -152,57 +153,67 @@ impl Checker<'_> {
         sets: &mut Sets,
         name: &'static str,
         field: &'static str,
-        set: impl Fn(&mut Sets) -> &mut Vec<T>,
+        set: impl Fn(&mut Sets) -> &mut RowSet<T>,
         encode: impl Fn(&Self, &T) -> Result<Truncation, TextError> + Sync,
     ) -> Result<(), ResolveError> {
-        let rows = std::mem::take(set(sets));
-        let results = map_in_parallel(&rows, |row| encode(self, row));
+        let mut rows = std::mem::take(set(sets));
         let count = rows.len() as u64;
-        let mut bad = Vec::new();
-        let (mut prompts_cut, mut answers_cut) = (0u64, 0u64);
-        let (mut equal, mut lost) = (Vec::new(), Vec::new());
-        let mut kept = Vec::with_capacity(rows.len());
+        let (mut bad, mut examples) = (0, Vec::new());
+        let (mut equal, mut first_equal) = (0, None);
+        let (mut prompts_cut, mut answers_cut) = (0, 0);
+        let mut lost = Vec::new();
         let places = sets.places.get(field);
         let place = |row: &T| match places.and_then(|places| places.of(row.id())) {
             Some(place) => place.to_string(),
             None => format!("row {}", row.id()),
         };
-        for (row, result) in rows.into_iter().zip(results) {
-            match result {
-                Ok(Truncation { equal: true, .. }) => {
-                    lost.push((row.id(), EQUAL_TOKENS));
-                    equal.push(place(&row));
-                }
-                Ok(truncation) => {
-                    prompts_cut += u64::from(truncation.prompt);
-                    answers_cut += u64::from(truncation.answer);
-                    kept.push(row);
-                }
-                Err(error) => {
-                    lost.push((row.id(), UNENCODABLE));
-                    bad.push(format!("{}: {error}", place(&row)));
+        for batch in rows.batches() {
+            let batch = batch?;
+            let results = map_in_parallel(&batch, |row| encode(self, row));
+            for (row, result) in batch.iter().zip(results) {
+                match result {
+                    Ok(Truncation { equal: true, .. }) => {
+                        lost.push((row.id(), EQUAL_TOKENS));
+                        equal += 1;
+                        first_equal.get_or_insert_with(|| place(row));
+                    }
+                    Ok(truncation) => {
+                        prompts_cut += u64::from(truncation.prompt);
+                        answers_cut += u64::from(truncation.answer);
+                    }
+                    Err(error) => {
+                        lost.push((row.id(), UNENCODABLE));
+                        bad += 1;
+                        if examples.len() < SHOWN_BAD {
+                            examples.push(format!("{}: {error}", place(row)));
+                        }
+                    }
                 }
             }
         }
-        *set(sets) = kept;
+        // In the order of the rows.
+        let mut next = lost.iter().map(|(id, _)| *id).peekable();
+        rows.retain(|_, id| next.next_if_eq(&id).is_none());
+        *set(sets) = rows;
         sets.count_lost(field, &lost);
-        if bad.len() as f64 > self.allowed * count as f64 {
-            let first = bad.swap_remove(0);
-            let bad = bad.len() as u64 + 1;
+        if bad as f64 > self.allowed * count as f64 {
+            let first = examples.swap_remove(0);
             return Err(ResolveError::Unencodable { field, bad, rows: count, allowed: self.allowed, first });
         }
-        sets.record_bad_rows(name, bad.len() as u64, &bad);
-        sets.warnings.extend(self.warnings(name, count, [prompts_cut, answers_cut], &equal));
+        sets.record_bad_rows(name, bad, &examples);
+        let cut = [prompts_cut, answers_cut];
+        sets.warnings.extend(self.warnings(name, count, cut, first_equal.map(|first| (equal, first))));
         Ok(())
     }
 
-    /// Warnings about rows with truncated parts or equal answers in a set of `count` rows.
+    /// Warnings about rows with truncated parts in a set of `count` rows, and about the number of pairs with
+    /// equal answers and the first of them.
     fn warnings(
         &self,
         name: &str,
         count: u64,
         [prompts_cut, answers_cut]: [u64; 2],
-        equal: &[String],
+        equal: Option<(u64, String)>,
     ) -> Vec<String> {
         let mut warnings = Vec::new();
         let limits = match name {
@@ -233,12 +244,11 @@ impl Checker<'_> {
                  set text.truncation_side: left, or raise text.max_length"
             ));
         }
-        if let Some(first) = equal.first() {
+        if let Some((equal, first)) = equal {
             warnings.push(format!(
-                "{name}: {} of {} {} left out because the answers are the same tokens, cut to {} as they are{EXAMPLE}{first}",
-                equal.len(),
+                "{name}: {equal} of {} {} left out because the answers are the same tokens, cut to {} as they are{EXAMPLE}{first}",
                 counted(count, "pair"),
-                are(equal.len()),
+                are(equal),
                 limits.total
             ));
         }

@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use foil_common::data::folder::FolderError;
 use foil_common::data::parse::ParseError;
+use foil_common::data::row_set::SpillError;
 use foil_common::model::ModelFilesError;
 use foil_common::plural::counted;
 use foil_common::spec::SpecError;
@@ -68,6 +69,8 @@ pub enum ResolveError {
     Spec(#[from] Box<SpecError>),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Spill(#[from] SpillError),
 }
 
 /// A [`ResolveError`] that has crossed a process boundary.
@@ -107,7 +110,9 @@ impl ResolveError {
             Self::Remote(error) => error.field.as_deref(),
             Self::Memory { .. } | Self::Deadline { .. } => Some("data"),
             Self::Spec(error) => error.field_path(),
-            Self::Crashed | Self::Busy { .. } | Self::Process { .. } | Self::Store(_) => None,
+            Self::Crashed | Self::Busy { .. } | Self::Process { .. } | Self::Store(_) | Self::Spill(_) => {
+                None
+            }
         }
     }
 

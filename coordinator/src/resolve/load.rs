@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use foil_common::data::folder::{self, FolderError};
 use foil_common::data::parse::{
-    Budget, Choice, ColumnNames, Content, Parsed, RangeReader, SourceFiles, Wanted, parse_sources,
+    Budget, Choice, ColumnNames, Content, ParseError, Parsed, RangeReader, SourceFiles, Wanted, parse_sources,
 };
+use foil_common::data::row_set::RowSet;
 use foil_common::input_file;
 use foil_common::spec::{self, DataSource, InputRef, SourceSet};
 use foil_common::storage::{Store, StoreError};
@@ -166,15 +167,19 @@ impl Source {
         max_bad_fraction: f64,
         budget: &mut Budget,
         choice: &mut dyn Choice<T>,
-    ) -> Result<Option<Parsed<T>>, ResolveError> {
+    ) -> Result<Option<Parsed<RowSet<T>>>, ResolveError> {
         if self.opened.is_empty() {
             return Ok(None);
         }
-        let fail = |fault| match self.trouble.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            // The file is not at fault.
-            Some(error) => ResolveError::from(error),
-            None => ResolveError::Data { field: self.field, fault },
-        };
+        let fail =
+            |fault: ParseError| match self.trouble.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                // The file is not at fault.
+                Some(error) => ResolveError::from(error),
+                None => match fault {
+                    ParseError::Spill(error) => error.into(),
+                    fault => ResolveError::Data { field: self.field, fault },
+                },
+            };
         let sources = self.opened.iter().map(|Opened { files, names }| SourceFiles {
             files: files.iter().map(|(name, content)| (name.as_str(), content.clone())).collect(),
             names,

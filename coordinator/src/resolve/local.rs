@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use foil_common::data::parse::{Place, Places};
+use foil_common::data::row_set::{Lines, RowSet};
 use foil_common::data::rows::{DemonstrationRow, GoldenRow, PairRow, PromptRow};
 use foil_common::datasets;
 use foil_common::model::WeightFiles;
-use foil_common::spec::{self, ModelRef, SourceSet};
+use foil_common::spec::{self, ModelRef};
 use foil_common::text::{Encoder, ModelText};
 use foil_proto::v1;
 
 use super::compatibility::{self, POLICY, REWARD, Weights};
 use super::load::Sources;
+use super::source_counts::origins;
 use super::{Models, ResolveError};
 
 /// A job's data sets as a submission would build them, and the encoders of its models.
@@ -36,42 +38,37 @@ pub struct LocalSet {
 }
 
 pub enum Rows {
-    Demonstrations(Vec<DemonstrationRow>),
-    Pairs(Vec<PairRow>),
-    Golden(Vec<GoldenRow>),
-    Prompts(Vec<PromptRow>),
+    Demonstrations(RowSet<DemonstrationRow>),
+    Pairs(RowSet<PairRow>),
+    Golden(RowSet<GoldenRow>),
+    Prompts(RowSet<PromptRow>),
 }
 
 impl Rows {
-    pub fn len(&self) -> usize {
+    pub fn lines(&self) -> &Lines {
         match self {
-            Rows::Demonstrations(rows) => rows.len(),
-            Rows::Pairs(rows) => rows.len(),
-            Rows::Golden(rows) => rows.len(),
-            Rows::Prompts(rows) => rows.len(),
+            Rows::Demonstrations(rows) => rows.lines(),
+            Rows::Pairs(rows) => rows.lines(),
+            Rows::Golden(rows) => rows.lines(),
+            Rows::Prompts(rows) => rows.lines(),
         }
     }
 
+    pub fn len(&self) -> usize {
+        self.lines().len()
+    }
+
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.lines().is_empty()
     }
 }
 
 impl LocalInputs {
     /// Where the row of a data set was read; `None` for rows that do not come from a file.
     pub fn place(&self, set: &str, id: u64) -> Option<Place> {
-        use SourceSet::{EvaluationPreferences, EvaluationPrompts, Golden, Preferences, Prompts, Sft};
-        let origins: &[SourceSet] = match set {
-            datasets::SFT => &[Sft],
-            datasets::PREFERENCES => &[Preferences],
-            // Held out of the training set unless it was given.
-            datasets::EVALUATION_PREFERENCES => &[EvaluationPreferences, Preferences],
-            datasets::GOLDEN | datasets::GOLDEN_HOLDOUT => &[Golden],
-            datasets::PROMPTS => &[Prompts],
-            datasets::EVALUATION_PROMPTS => &[EvaluationPrompts, Prompts],
-            _ => &[],
-        };
-        origins.iter().find_map(|origin| self.places.get(origin.field())?.of(id))
+        let (own, parent) = origins(set)?;
+        let places = [Some(own), parent].into_iter().flatten();
+        places.filter_map(|origin| self.places.get(origin.field())).find_map(|places| places.of(id))
     }
 
     /// Descriptions of the data sets in the form that a plan needs.

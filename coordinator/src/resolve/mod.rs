@@ -110,7 +110,7 @@ fn build(job: &spec::Job, sources: &Sources, models: &Models<'_>) -> Result<Sets
     let mut sets = Sets::build(job, sources, models)?;
     check::check_encodings(job, &mut sets, models)?;
     sets.require(job)?;
-    sets.report_overlaps(job);
+    sets.report_overlaps(job)?;
     sets.warnings.extend(job.warnings());
     sets.warnings.extend(warmup_warnings(job, &write::descriptions(&sets)));
     Ok(sets)

@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 
 use foil_common::data::near::NearDuplicates;
-use foil_common::data::rows::{Prompt, PromptKey, Row};
+use foil_common::data::row_set::{Lines, SpillError};
+use foil_common::data::rows::PromptKey;
 use foil_common::datasets;
 use foil_common::plural::{are, counted};
 use foil_common::spec::{self, Deduplication};
@@ -12,21 +13,24 @@ use super::sets::Sets;
 
 impl Sets {
     /// Warns about data sets that share prompts, and thus about metrics measured on training prompts.
-    pub(super) fn report_overlaps(&mut self, job: &spec::Job) {
+    pub(super) fn report_overlaps(&mut self, job: &spec::Job) -> Result<(), SpillError> {
         if job.data.generator.is_some() {
             let note =
                 "the letters task has only 56 sets of five letters, so its data sets share prompts by chance";
-            self.warnings.extend(evaluation_overlap(self).map(|overlaps| format!("{note}; {overlaps}")));
-            return;
+            let overlaps = evaluation_overlap(self).map(|overlaps| format!("{note}; {overlaps}"));
+            self.warnings.extend(overlaps);
+            return Ok(());
         }
-        self.warnings.extend(pair_warnings(self));
-        self.warnings.extend(near_warnings(self, job.data.deduplication));
+        let shared = pair_warnings(self);
+        let near = near_warnings(self, job.data.deduplication)?;
+        self.warnings.extend(shared.into_iter().chain(near));
         if self.golden_holdout.is_empty() && !self.golden.is_empty() {
             self.warnings.push(
                 "golden_holdout: no golden prompt is held out, so accuracy on fresh samples is not measured"
                     .to_owned(),
             );
         }
+        Ok(())
     }
 }
 
@@ -41,17 +45,24 @@ enum Role {
 
 /// The prompts of a data set.
 #[derive(Debug)]
-struct Prompts {
+struct Prompts<'a> {
     name: &'static str,
     role: Role,
-    row_keys: Vec<PromptKey>,
-    distinct: HashSet<PromptKey>,
+    lines: &'a Lines,
+    distinct: HashSet<&'a PromptKey>,
 }
 
-impl Prompts {
-    fn of<T: Row>(name: &'static str, role: Role, rows: &[T]) -> Self {
-        let row_keys: Vec<PromptKey> = rows.iter().map(|row| row.prompt().key()).collect();
-        Self { name, role, distinct: row_keys.iter().copied().collect(), row_keys }
+impl<'a> Prompts<'a> {
+    fn new((name, lines): (&'static str, &'a Lines)) -> Self {
+        let role = match name {
+            datasets::SFT | datasets::PROMPTS => Role::TrainsPolicy,
+            datasets::PREFERENCES | datasets::GOLD_PREFERENCE_PROMPTS | datasets::GOLDEN => {
+                Role::TrainsReward
+            }
+            datasets::EVALUATION_PROMPTS => Role::MeasuresPolicy,
+            _ => Role::MeasuresReward,
+        };
+        Self { name, role, lines, distinct: lines.keys().collect() }
     }
 
     fn is_measured(&self) -> bool {
@@ -59,44 +70,22 @@ impl Prompts {
     }
 }
 
-/// All data sets, training sets before evaluation sets.
-fn all(sets: &Sets) -> Vec<Prompts> {
-    texts(sets).into_iter().map(|(prompts, _)| prompts).collect()
-}
-
-/// All data sets, with the prompt of each row.
-fn texts(sets: &Sets) -> Vec<(Prompts, Vec<&Prompt>)> {
-    use Role::{MeasuresPolicy, MeasuresReward, TrainsPolicy, TrainsReward};
-    fn of<'a, T: Row>(name: &'static str, role: Role, rows: &'a [T]) -> (Prompts, Vec<&'a Prompt>) {
-        (Prompts::of(name, role, rows), rows.iter().map(Row::prompt).collect())
-    }
-    vec![
-        of(datasets::SFT, TrainsPolicy, &sets.sft),
-        of(datasets::PREFERENCES, TrainsReward, &sets.preferences),
-        of(datasets::GOLD_PREFERENCE_PROMPTS, TrainsReward, &sets.gold_preference_prompts),
-        of(datasets::GOLDEN, TrainsReward, &sets.golden),
-        of(datasets::PROMPTS, TrainsPolicy, &sets.prompts),
-        of(datasets::EVALUATION_PREFERENCES, MeasuresReward, &sets.evaluation_preferences),
-        of(
-            datasets::GOLD_PREFERENCE_EVALUATION_PROMPTS,
-            MeasuresReward,
-            &sets.gold_preference_evaluation_prompts,
-        ),
-        of(datasets::GOLDEN_HOLDOUT, MeasuresReward, &sets.golden_holdout),
-        of(datasets::EVALUATION_PROMPTS, MeasuresPolicy, &sets.evaluation_prompts),
-    ]
+/// All data sets: those for training, and those for evaluation.
+fn all(sets: &Sets) -> (Vec<Prompts<'_>>, Vec<Prompts<'_>>) {
+    sets.all().map(Prompts::new).into_iter().partition(|set| !set.is_measured())
 }
 
 /// One warning for each pair of sets that share prompts.
 pub(super) fn pair_warnings(sets: &Sets) -> Vec<String> {
-    let all = all(sets);
+    let (training, measured) = all(sets);
+    let all: Vec<_> = training.iter().chain(&measured).collect();
     let pairs = all
         .iter()
         .enumerate()
-        .flat_map(|(index, first)| all[index + 1..].iter().map(move |second| (first, second)));
-    let warning = |(first, second): (&Prompts, &Prompts)| {
+        .flat_map(|(index, first)| all[index + 1..].iter().map(move |second| (*first, *second)));
+    let warning = |(first, second): (&Prompts<'_>, &Prompts<'_>)| {
         let shared = second.distinct.intersection(&first.distinct).count();
-        let rows = second.row_keys.iter().filter(|key| first.distinct.contains(key)).count();
+        let rows = second.lines.keys().filter(|key| first.distinct.contains(key)).count();
         let (name, of) = (second.name, second.distinct.len());
         let meaning = meaning(first, second);
         (shared > 0).then(|| {
@@ -109,26 +98,18 @@ pub(super) fn pair_warnings(sets: &Sets) -> Vec<String> {
 
 /// One warning for each evaluation set whose prompts nearly match prompts of a training set whose model it
 /// measures.
-pub(super) fn near_warnings(sets: &Sets, wanted: Deduplication) -> Vec<String> {
+pub(super) fn near_warnings(sets: &Sets, wanted: Deduplication) -> Result<Vec<String>, SpillError> {
     let threshold = if wanted.threshold > 0.0 { wanted.threshold } else { Deduplication::OVERLAP };
     let near = NearDuplicates::new(threshold, wanted.ngram);
-    let all = texts(sets);
-    let (measured, training): (Vec<_>, Vec<_>) = all.into_iter().partition(|(set, _)| set.is_measured());
+    let (training, measured) = all(sets);
     let mut warnings = Vec::new();
-    for (set, prompts) in &measured {
-        let mut seen = HashSet::new();
-        let distinct: Vec<&Prompt> = prompts
-            .iter()
-            .zip(&set.row_keys)
-            .filter(|(_, key)| seen.insert(**key))
-            .map(|(prompt, _)| *prompt)
-            .collect();
-        for (trained, others) in &training {
+    for set in &measured {
+        for trained in &training {
             let meaning = meaning(trained, set);
-            if distinct.is_empty() || !meaning.starts_with("so ") {
+            if set.lines.is_empty() || !meaning.starts_with("so ") {
                 continue;
             }
-            let found = near.of_prompts(&distinct, others.iter().copied());
+            let found = near.of_prompts(set.lines, trained.lines)?;
             let count = found.into_iter().filter(|near| *near).count();
             if count > 0 {
                 let equal = if count == 1 { "equals" } else { "equal" };
@@ -136,22 +117,21 @@ pub(super) fn near_warnings(sets: &Sets, wanted: Deduplication) -> Vec<String> {
                     "{}: {count} of its {} nearly {equal} others in {} (Jaccard similarity of their word {}-grams of {threshold} \
                      or more), {meaning}",
                     set.name,
-                    counted(distinct.len(), "prompt"),
+                    counted(set.distinct.len(), "prompt"),
                     trained.name,
                     wanted.ngram
                 ));
             }
         }
     }
-    warnings
+    Ok(warnings)
 }
 
 /// For a generator, whose sets share prompts by construction: counts the prompts of each evaluation set that
 /// are also in a training set, if there are any.
 pub(super) fn evaluation_overlap(sets: &Sets) -> Option<String> {
-    let (measured, training): (Vec<Prompts>, Vec<Prompts>) =
-        all(sets).into_iter().partition(Prompts::is_measured);
-    let trained: HashSet<PromptKey> = training.into_iter().flat_map(|set| set.distinct).collect();
+    let (training, measured) = all(sets);
+    let trained: HashSet<&PromptKey> = training.into_iter().flat_map(|set| set.distinct).collect();
     let overlaps: Vec<String> = measured
         .iter()
         .filter_map(|set| {
@@ -163,7 +143,7 @@ pub(super) fn evaluation_overlap(sets: &Sets) -> Option<String> {
     (!overlaps.is_empty()).then(warning)
 }
 
-fn meaning(first: &Prompts, second: &Prompts) -> &'static str {
+fn meaning(first: &Prompts<'_>, second: &Prompts<'_>) -> &'static str {
     use Role::{MeasuresPolicy, MeasuresReward, TrainsPolicy, TrainsReward};
     match (first.role, second.role) {
         (TrainsPolicy, MeasuresPolicy) | (TrainsReward, MeasuresReward) => {

@@ -1,13 +1,12 @@
 //! Selects the rows of a set from its sources: rows that are not near-duplicates, that pass the filters, and
 //! that remain after limits and weights.
 
-use std::collections::HashSet;
-
 use foil_common::data::mixture;
 use foil_common::data::near::NearDuplicates;
 use foil_common::data::parse::{Choice, Places};
+use foil_common::data::row_set::{RowSet, SpillError};
 use foil_common::data::rows::Row;
-use foil_common::data::split::{Lottery, draw};
+use foil_common::data::split::Lottery;
 use foil_common::spec::{Bounds, DataSource, RowFilter};
 use foil_common::text::{Encoder, Limits, Response};
 
@@ -35,30 +34,33 @@ impl Selection<'_> {
         Chosen { selection: self, lottery, dropped: vec![Vec::new(); self.sources.len()] }
     }
 
-    /// The selected rows, in order, and the number from each source, of which those beyond the set's limit
+    /// Keeps the selected rows; returns the number from each source, of which those beyond the set's limit
     /// are not among them. `admitted` has the number of rows of each source that the choice admitted,
     /// `places` maps each row to its source, and `counts` has one entry per source.
     pub(super) fn select<T: Row + Sync>(
         &self,
-        mut rows: Vec<T>,
+        rows: &mut RowSet<T>,
         mut admitted: Vec<u64>,
         places: &Places,
         counts: &mut [SourceCount],
-    ) -> (Vec<T>, Vec<u64>) {
+    ) -> Result<Vec<u64>, SpillError> {
         if let Some(near) = &self.near {
-            let reasons = near.of_rows(&rows).into_iter().map(|earlier| earlier.map(|_| NEAR_DUPLICATE));
-            rows = retain(rows, reasons.collect(), places, counts);
+            let earlier = near.of_rows(rows)?.into_iter();
+            retain(rows, earlier.map(|earlier| earlier.map(|_| NEAR_DUPLICATE)), places, counts);
             if self.has_filters() {
-                let reasons = map_in_parallel(&rows, |row| {
-                    self.fault(self.sources.get(places.source(row.id())?)?.filter, row)
-                });
-                rows = retain(rows, reasons, places, counts);
+                let mut reasons = Vec::with_capacity(rows.len());
+                for batch in rows.batches() {
+                    reasons.extend(map_in_parallel(&batch?, |row| {
+                        self.fault(self.sources.get(places.source(row.id())?)?.filter, row)
+                    }));
+                }
+                retain(rows, reasons, places, counts);
             }
-            admitted = per_source(&rows, places, self.sources.len());
+            admitted = per_source(rows, places, self.sources.len());
         }
         let limits: Vec<_> = self.sources.iter().map(|source| source.limit).collect();
         let mut selected = bounded(&admitted, &limits, LIMIT, counts);
-        rows = self.draw(rows, &limits, places);
+        self.draw(rows, &limits, places);
         if self.sources.iter().any(|source| source.weight.is_some()) {
             let available: Vec<usize> =
                 selected.iter().map(|rows| usize::try_from(*rows).unwrap_or(usize::MAX)).collect();
@@ -66,26 +68,31 @@ impl Selection<'_> {
             let shares = mixture::shares(&available, &weights, self.limit);
             let shares: Vec<_> = shares.into_iter().map(Some).collect();
             selected = bounded(&selected, &shares, WEIGHT, counts);
-            rows = self.draw(rows, &shares, places);
+            self.draw(rows, &shares, places);
         }
-        (rows, selected)
+        Ok(selected)
     }
 
     fn has_filters(&self) -> bool {
         self.sources.iter().any(|source| source.filter != RowFilter::default())
     }
 
-    /// At most the given number of rows from each source, taken first in the set's seeded order.
-    fn draw<T: Row>(&self, rows: Vec<T>, limits: &[Option<usize>], places: &Places) -> Vec<T> {
-        if limits.iter().all(Option::is_none) {
-            return rows;
+    /// Keeps at most the given number of rows from each source, taken first in the set's seeded order.
+    fn draw<T: Row>(&self, rows: &mut RowSet<T>, limits: &[Option<usize>], places: &Places) {
+        let lottery = Lottery::new(self.seed, self.set);
+        let drawn = |(source, limit): (usize, &Option<usize>)| {
+            limit.map(|limit| {
+                let ids = rows.ids().filter(|id| places.source(*id) == Some(source));
+                lottery.draw(ids.map(|id| lottery.of_row(id)).collect(), limit)
+            })
+        };
+        let drawn: Vec<_> = limits.iter().enumerate().map(drawn).collect();
+        if drawn.iter().any(Option::is_some) {
+            rows.retain(|_, id| {
+                let of_source = places.source(id).and_then(|source| drawn.get(source).copied().flatten());
+                of_source.is_none_or(|drawn| drawn.has(&lottery.of_row(id)))
+            });
         }
-        let mut kept = HashSet::new();
-        for (source, limit) in limits.iter().enumerate() {
-            let ids = rows.iter().map(Row::id).filter(|id| places.source(*id) == Some(source));
-            kept.extend(draw(ids, *limit, self.seed, self.set));
-        }
-        rows.into_iter().filter(|row| kept.contains(&row.id())).collect()
     }
 
     /// The filter that the row fails, if any.
@@ -169,9 +176,9 @@ impl<T: Row + Sync> Choice<T> for Chosen<'_> {
 }
 
 /// The number of rows from each source.
-pub(super) fn per_source<T: Row>(rows: &[T], places: &Places, sources: usize) -> Vec<u64> {
+pub(super) fn per_source<T: Row>(rows: &RowSet<T>, places: &Places, sources: usize) -> Vec<u64> {
     let mut found = vec![0; sources];
-    for source in rows.iter().filter_map(|row| places.source(row.id())) {
+    for source in rows.ids().filter_map(|id| places.source(id)) {
         found[source] += 1;
     }
     found
@@ -192,23 +199,21 @@ fn bounded(
     rows.iter().zip(limits).zip(counts).map(bound).collect()
 }
 
-/// The rows without a reason to drop them; dropped rows are counted by source.
+/// Keeps the rows without a reason to drop them; dropped rows are counted by source.
 fn retain<T: Row>(
-    rows: Vec<T>,
-    reasons: Vec<Option<&'static str>>,
+    rows: &mut RowSet<T>,
+    reasons: impl IntoIterator<Item = Option<&'static str>>,
     places: &Places,
     counts: &mut [SourceCount],
-) -> Vec<T> {
-    let mut kept = Vec::with_capacity(rows.len());
-    for (row, reason) in rows.into_iter().zip(reasons) {
-        match reason {
-            None => kept.push(row),
-            Some(reason) => {
-                if let Some(count) = places.source(row.id()).and_then(|source| counts.get_mut(source)) {
-                    count.drop(reason, 1);
-                }
-            }
+) {
+    let mut reasons = reasons.into_iter();
+    rows.retain(|_, id| {
+        let reason = reasons.next().flatten();
+        if let Some(reason) = reason
+            && let Some(count) = places.source(id).and_then(|source| counts.get_mut(source))
+        {
+            count.drop(reason, 1);
         }
-    }
-    kept
+        reason.is_none()
+    });
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use foil_common::data::near::NearDuplicates;
 use foil_common::data::parse::{self, Budget, ParseError, Parsed, Place, Places, Position, ReadFile};
+use foil_common::data::row_set::{Lines, RowSet, SpillError};
 use foil_common::data::rows::{DemonstrationRow, GoldenRow, PairRow, PromptRow, Row};
 use foil_common::data::split::{hold_out, take};
 use foil_common::datasets;
@@ -23,7 +24,7 @@ use super::{EXAMPLE, Models, ResolveError};
 const MAX_GROUPS: usize = 128;
 
 /// Number of example bad rows shown per set.
-const SHOWN_BAD: usize = 5;
+pub(super) const SHOWN_BAD: usize = 5;
 
 /// Fraction of a training set held out if a job gives no evaluation set.
 const EVALUATION_FRACTION: f64 = 0.1;
@@ -31,15 +32,15 @@ const EVALUATION_FRACTION: f64 = 0.1;
 /// A job's data sets; those that it does not use are empty.
 #[derive(Debug, Default)]
 pub(super) struct Sets {
-    pub(super) sft: Vec<DemonstrationRow>,
-    pub(super) preferences: Vec<PairRow>,
-    pub(super) golden: Vec<GoldenRow>,
-    pub(super) golden_holdout: Vec<GoldenRow>,
-    pub(super) prompts: Vec<PromptRow>,
-    pub(super) evaluation_preferences: Vec<PairRow>,
-    pub(super) evaluation_prompts: Vec<PromptRow>,
-    pub(super) gold_preference_prompts: Vec<PromptRow>,
-    pub(super) gold_preference_evaluation_prompts: Vec<PromptRow>,
+    pub(super) sft: RowSet<DemonstrationRow>,
+    pub(super) preferences: RowSet<PairRow>,
+    pub(super) golden: RowSet<GoldenRow>,
+    pub(super) golden_holdout: RowSet<GoldenRow>,
+    pub(super) prompts: RowSet<PromptRow>,
+    pub(super) evaluation_preferences: RowSet<PairRow>,
+    pub(super) evaluation_prompts: RowSet<PromptRow>,
+    pub(super) gold_preference_prompts: RowSet<PromptRow>,
+    pub(super) gold_preference_evaluation_prompts: RowSet<PromptRow>,
     /// File and line of the rows of each field.
     pub(super) places: BTreeMap<&'static str, Places>,
     /// The sources of each field, in order.
@@ -78,12 +79,16 @@ struct Reading<'a> {
 
 impl Reading<'_> {
     /// Charges the memory needed to find near-duplicates.
-    fn charge_near<T: Row>(&mut self, field: &'static str, parsed: &Parsed<T>) -> Result<(), ResolveError> {
-        let Some((near, last)) = self.near.zip(parsed.rows.last()) else { return Ok(()) };
+    fn charge_near<T: Row>(
+        &mut self,
+        field: &'static str,
+        parsed: &Parsed<RowSet<T>>,
+    ) -> Result<(), ResolveError> {
+        let Some((near, last)) = self.near.zip(parsed.rows.ids().last()) else { return Ok(()) };
         if self.budget.charge_bytes(near.bytes_per_row() * parsed.rows.len() as u64) {
             return Ok(());
         }
-        let place = parsed.places.of(last.id());
+        let place = parsed.places.of(last);
         let place = place.unwrap_or_else(|| Place { file: field.to_owned(), position: Position::Row(0) });
         Err(ResolveError::Data { field, fault: ParseError::TooLarge { place } })
     }
@@ -98,7 +103,7 @@ impl Sets {
         let mut sets = Self::default();
         let (data, limits, seed) = (&job.data, &job.data.limits, u64::from(job.seed));
         if let Some(generator) = &data.generator {
-            sets.generate(generator, seed);
+            sets.generate(generator, seed)?;
         }
         let all = data.sources();
         let needs_tokens = all.iter().flat_map(|(_, sources)| *sources).any(|one| one.filter.needs_tokens());
@@ -128,21 +133,23 @@ impl Sets {
         let held = Wanted::new(source, datasets::EVALUATION_PROMPTS, limit, policy);
         sets.read(held, reading, |sets| &mut sets.evaluation_prompts)?;
         if let Some(gold) = &data.gold_preferences {
-            sets.gold_preference_prompts = letters::preference_prompts(seed, &sets.golden, gold.pairs);
-            sets.gold_preference_evaluation_prompts =
-                letters::preference_evaluation_prompts(seed, gold.evaluation_pairs);
+            let prompts = letters::preference_prompts(seed, &sets.golden, gold.pairs)?;
+            sets.gold_preference_prompts = RowSet::of(prompts)?;
+            let prompts = letters::preference_evaluation_prompts(seed, gold.evaluation_pairs);
+            sets.gold_preference_evaluation_prompts = RowSet::of(prompts)?;
         }
-        sets.bound_groups();
+        sets.bound_groups()?;
         Ok(sets)
     }
 
-    fn generate(&mut self, generator: &spec::Generator, seed: u64) {
+    fn generate(&mut self, generator: &spec::Generator, seed: u64) -> Result<(), SpillError> {
         let spec::Generator { name: GeneratorName::Letters, sft, golden, prompts, evaluation } = *generator;
         let generated = letters::generate(seed, letters::Counts { sft, golden, prompts, evaluation });
-        self.sft = generated.sft;
-        self.golden = generated.golden;
-        self.prompts = generated.prompts;
-        self.evaluation_prompts = generated.evaluation_prompts;
+        self.sft = RowSet::of(generated.sft)?;
+        self.golden = RowSet::of(generated.golden)?;
+        self.prompts = RowSet::of(generated.prompts)?;
+        self.evaluation_prompts = RowSet::of(generated.evaluation_prompts)?;
+        Ok(())
     }
 
     /// Reads a set if there are files for it, and applies its limit in either case.
@@ -150,7 +157,7 @@ impl Sets {
         &mut self,
         wanted: Wanted<'_>,
         reading: &mut Reading<'_>,
-        set: impl Fn(&mut Self) -> &mut Vec<T>,
+        set: impl Fn(&mut Self) -> &mut RowSet<T>,
     ) -> Result<(), ResolveError> {
         let Wanted { source, set: name, limit, encoder } = wanted;
         let field = source.field;
@@ -165,7 +172,7 @@ impl Sets {
         let mut choice = selection.choice();
         let parsed = source.parse::<T>(reading.max_bad_fraction, reading.budget, &mut choice)?;
         let Some(mut parsed) = parsed else {
-            *set(self) = take(std::mem::take(set(self)), limit, reading.seed, name);
+            take(set(self), limit, reading.seed, name);
             return Ok(());
         };
         reading.charge_near(field, &parsed)?;
@@ -182,9 +189,9 @@ impl Sets {
         let mut counts: Vec<_> = read.map(|(read, weight)| SourceCount::new(read, weight)).collect();
         choice.count(&mut counts);
         let admitted = parsed.sources.iter().map(|read| read.admitted).collect();
-        let rows = std::mem::take(&mut parsed.rows);
-        let (rows, selected) = selection.select(rows, admitted, &parsed.places, &mut counts);
-        let rows = take(rows, limit, reading.seed, name);
+        let mut rows = std::mem::take(&mut parsed.rows);
+        let selected = selection.select(&mut rows, admitted, &parsed.places, &mut counts)?;
+        take(&mut rows, limit, reading.seed, name);
         let warnings = counts.iter().filter_map(SourceCount::warning);
         self.warnings.extend(warnings.map(|warning| format!("{field}: {warning}")));
         let kept = per_source(&rows, &parsed.places, counts.len());
@@ -198,21 +205,22 @@ impl Sets {
     }
 
     /// Keeps groups only on the pairs that accuracy is measured on, unless they are too many for metrics.
-    fn bound_groups(&mut self) {
-        self.preferences.iter_mut().for_each(|pair| pair.groups.clear());
-        let pairs = &mut self.evaluation_preferences;
-        let groups: HashSet<&String> = pairs.iter().flat_map(|pair| &pair.groups).collect();
-        let count = groups.len();
-        if count > MAX_GROUPS {
-            pairs.iter_mut().for_each(|pair| pair.groups.clear());
+    fn bound_groups(&mut self) -> Result<(), SpillError> {
+        if self.preferences.has_groups() {
+            self.preferences = self.preferences.changed(|pair| pair.groups.clear())?;
+        }
+        let pairs = &self.evaluation_preferences;
+        if pairs.has_groups() && has_too_many_groups(pairs)? {
+            self.evaluation_preferences = pairs.changed(|pair| pair.groups.clear())?;
             self.warnings.push(format!(
-                "{}: accuracy is not measured for each subset or domain, of which there are {count}, more than {MAX_GROUPS}",
+                "{}: accuracy is not measured for each subset or domain, of which there are more than {MAX_GROUPS}",
                 datasets::EVALUATION_PREFERENCES
             ));
         }
+        Ok(())
     }
 
-    fn warn_skipped<T>(&mut self, field: &str, parsed: &Parsed<T>) {
+    fn warn_skipped<R>(&mut self, field: &str, parsed: &Parsed<R>) {
         let skipped = parsed.skipped;
         let counts = [
             (skipped.duplicates, "duplicate row", ""),
@@ -345,23 +353,36 @@ impl Sets {
         filtered.map(|(index, _)| format!("{field}[{index}].filter")).collect()
     }
 
-    /// Number of rows of each set, in display order.
-    pub(super) fn counts(&self) -> [(&'static str, u64); 9] {
+    /// The rows of each set, in display order.
+    pub(super) fn all(&self) -> [(&'static str, &Lines); 9] {
         [
-            (datasets::SFT, self.sft.len() as u64),
-            (datasets::PREFERENCES, self.preferences.len() as u64),
-            (datasets::EVALUATION_PREFERENCES, self.evaluation_preferences.len() as u64),
-            (datasets::GOLD_PREFERENCE_PROMPTS, self.gold_preference_prompts.len() as u64),
-            (
-                datasets::GOLD_PREFERENCE_EVALUATION_PROMPTS,
-                self.gold_preference_evaluation_prompts.len() as u64,
-            ),
-            (datasets::GOLDEN, self.golden.len() as u64),
-            (datasets::GOLDEN_HOLDOUT, self.golden_holdout.len() as u64),
-            (datasets::PROMPTS, self.prompts.len() as u64),
-            (datasets::EVALUATION_PROMPTS, self.evaluation_prompts.len() as u64),
+            (datasets::SFT, self.sft.lines()),
+            (datasets::PREFERENCES, self.preferences.lines()),
+            (datasets::EVALUATION_PREFERENCES, self.evaluation_preferences.lines()),
+            (datasets::GOLD_PREFERENCE_PROMPTS, self.gold_preference_prompts.lines()),
+            (datasets::GOLD_PREFERENCE_EVALUATION_PROMPTS, self.gold_preference_evaluation_prompts.lines()),
+            (datasets::GOLDEN, self.golden.lines()),
+            (datasets::GOLDEN_HOLDOUT, self.golden_holdout.lines()),
+            (datasets::PROMPTS, self.prompts.lines()),
+            (datasets::EVALUATION_PROMPTS, self.evaluation_prompts.lines()),
         ]
     }
+
+    /// Number of rows of each set, in display order.
+    pub(super) fn counts(&self) -> [(&'static str, u64); 9] {
+        self.all().map(|(name, lines)| (name, lines.len() as u64))
+    }
+}
+
+fn has_too_many_groups(pairs: &RowSet<PairRow>) -> Result<bool, SpillError> {
+    let mut groups = HashSet::new();
+    for pair in pairs.iter() {
+        groups.extend(pair?.groups);
+        if groups.len() > MAX_GROUPS {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn file_summary(file: ReadFile) -> v1::DataFileSummary {
@@ -369,6 +390,6 @@ fn file_summary(file: ReadFile) -> v1::DataFileSummary {
     v1::DataFileSummary { name, format, rows: records, bad_rows }
 }
 
-fn split<T: Row>(rows: &mut Vec<T>, held: &mut Vec<T>, fraction: f64, seed: u64, name: &str) {
+fn split<T: Row>(rows: &mut RowSet<T>, held: &mut RowSet<T>, fraction: f64, seed: u64, name: &str) {
     (*rows, *held) = hold_out(std::mem::take(rows), fraction, seed, name);
 }

@@ -1,7 +1,7 @@
 //! How many rows of a job's sets come from each source, and how many were dropped.
 
 use foil_common::data::parse::ReadSource;
-use foil_common::data::rows::Row;
+use foil_common::data::row_set::Lines;
 use foil_common::datasets;
 use foil_common::plural::{are, counted};
 use foil_common::spec::SourceSet;
@@ -108,51 +108,48 @@ impl Sets {
 
     /// Records how many rows of each set come from each source.
     pub(super) fn summarize_sources(&mut self) {
-        let sets = [
-            (datasets::SFT, ids(&self.sft), SourceSet::Sft, None),
-            (datasets::PREFERENCES, ids(&self.preferences), SourceSet::Preferences, None),
-            (
-                datasets::EVALUATION_PREFERENCES,
-                ids(&self.evaluation_preferences),
-                SourceSet::EvaluationPreferences,
-                Some(SourceSet::Preferences),
-            ),
-            (datasets::GOLDEN, ids(&self.golden), SourceSet::Golden, None),
-            (datasets::GOLDEN_HOLDOUT, ids(&self.golden_holdout), SourceSet::Golden, Some(SourceSet::Golden)),
-            (datasets::PROMPTS, ids(&self.prompts), SourceSet::Prompts, None),
-            (
-                datasets::EVALUATION_PROMPTS,
-                ids(&self.evaluation_prompts),
-                SourceSet::EvaluationPrompts,
-                Some(SourceSet::Prompts),
-            ),
-        ];
-        for (name, ids, own, parent) in sets {
-            let own = own.field();
-            let is_held_out =
-                parent.is_some_and(|parent| parent.field() == own || !self.places.contains_key(own));
-            let field = if is_held_out { parent.map_or(own, SourceSet::field) } else { own };
-            let (Some(places), Some(counts)) = (self.places.get(field), self.sources.get(field)) else {
-                continue;
-            };
-            let mut rows = vec![0; counts.len()];
-            for source in ids.into_iter().filter_map(|id| places.source(id)) {
-                rows[source] += 1;
-            }
-            let summary = |(count, rows): (&SourceCount, u64)| v1::DataSourceSummary {
-                name: count.name.clone(),
-                rows,
-                weight: count.weight,
-                dropped: if is_held_out { Vec::new() } else { count.dropped() },
-            };
-            let sources = counts.iter().zip(rows).map(summary).collect();
+        let sets = self.all().into_iter();
+        let counted: Vec<_> =
+            sets.filter_map(|(name, lines)| Some((name, self.sources_of(name, lines)?))).collect();
+        for (name, sources) in counted {
             if let Some(summary) = self.summaries.iter_mut().find(|summary| summary.name == name) {
                 summary.sources = sources;
             }
         }
     }
+
+    fn sources_of(&self, name: &str, lines: &Lines) -> Option<Vec<v1::DataSourceSummary>> {
+        let (own, parent) = origins(name)?;
+        let own = own.field();
+        let is_held_out =
+            parent.is_some_and(|parent| parent.field() == own || !self.places.contains_key(own));
+        let field = if is_held_out { parent.map_or(own, SourceSet::field) } else { own };
+        let (places, counts) = (self.places.get(field)?, self.sources.get(field)?);
+        let mut rows = vec![0; counts.len()];
+        for source in lines.ids().filter_map(|id| places.source(id)) {
+            rows[source] += 1;
+        }
+        let summary = |(count, rows): (&SourceCount, u64)| v1::DataSourceSummary {
+            name: count.name.clone(),
+            rows,
+            weight: count.weight,
+            dropped: if is_held_out { Vec::new() } else { count.dropped() },
+        };
+        Some(counts.iter().zip(rows).map(summary).collect())
+    }
 }
 
-fn ids<T: Row>(rows: &[T]) -> Vec<u64> {
-    rows.iter().map(Row::id).collect()
+/// The sources of a set: its own, and those that it is held out of if it has none; `None` for a set that
+/// comes from no file.
+pub(super) fn origins(set: &str) -> Option<(SourceSet, Option<SourceSet>)> {
+    Some(match set {
+        datasets::SFT => (SourceSet::Sft, None),
+        datasets::PREFERENCES => (SourceSet::Preferences, None),
+        datasets::EVALUATION_PREFERENCES => (SourceSet::EvaluationPreferences, Some(SourceSet::Preferences)),
+        datasets::GOLDEN => (SourceSet::Golden, None),
+        datasets::GOLDEN_HOLDOUT => (SourceSet::Golden, Some(SourceSet::Golden)),
+        datasets::PROMPTS => (SourceSet::Prompts, None),
+        datasets::EVALUATION_PROMPTS => (SourceSet::EvaluationPrompts, Some(SourceSet::Prompts)),
+        _ => return None,
+    })
 }

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use foil_common::data::convert::{Conversion, SetKind, Shape};
 use foil_common::data::near::NearDuplicates;
 use foil_common::data::parse::{ColumnNames, Wanted, parse};
+use foil_common::data::row_set::RowSet;
 use foil_common::data::rows::{self, DemonstrationRow, GoldenRow, PairRow, PromptRow, Row};
 
 use super::Verdict;
@@ -92,7 +93,8 @@ fn import<T: Wanted + PartialEq + std::fmt::Debug>(file: &str, input: &[u8]) -> 
     // The result is a function of the file's content; the error, if any, does not matter.
     let _ = parsed.require("data", 0.5);
     check(&parsed.rows);
-    let near = NearDuplicates::new(0.8, 5).of_rows(&parsed.rows[..parsed.rows.len().min(64)]);
+    let first = RowSet::of(parsed.rows.iter().take(64).cloned()).unwrap_or_else(|error| panic!("{error}"));
+    let near = NearDuplicates::new(0.8, 5).of_rows(&first).unwrap_or_else(|error| panic!("{error}"));
     for (row, earlier) in near.iter().enumerate().filter_map(|(row, earlier)| Some((row, (*earlier)?))) {
         assert!(earlier < row && near[earlier].is_none(), "row {row} nearly equals {earlier}");
     }

@@ -12,6 +12,7 @@ mod ngrams;
 use std::collections::{HashMap, HashSet};
 
 use self::ngrams::{Ngrams, mix};
+use super::row_set::{Lines, RowSet, SpillError};
 use super::rows::{Message, Prompt, Role, Row};
 
 /// Number of hashes in a signature.
@@ -35,16 +36,20 @@ pub struct NearDuplicates {
     bands: usize,
 }
 
-/// Ids of texts by the bands of their signatures.
+/// Numbers of texts by the bands of their signatures.
 struct Index {
-    bands: Vec<HashMap<u32, Entries>>,
+    bands: Vec<Band>,
 }
 
-/// Texts with an equal band.
-struct Entries {
-    first: u32,
-    others: Vec<u32>,
+/// The texts by one band: a linked list for each of its values.
+#[derive(Default)]
+struct Band {
+    first: HashMap<u32, u32>,
+    /// The text after each text; [`LAST`] if there is none.
+    next: Vec<u32>,
 }
+
+const LAST: u32 = u32::MAX;
 
 impl NearDuplicates {
     /// `threshold` is above 0 and at most 1, `ngram` at least 1.
@@ -65,51 +70,59 @@ impl NearDuplicates {
     }
 
     /// For each row, the earlier row that it nearly equals and that is not itself a duplicate.
-    pub fn of_rows<T: Row>(&self, rows: &[T]) -> Vec<Option<usize>> {
+    pub fn of_rows<T: Row>(&self, rows: &RowSet<T>) -> Result<Vec<Option<usize>>, SpillError> {
         let mut index = Index::new(self.bands);
         let mut duplicates = Vec::with_capacity(rows.len());
         for (number, row) in rows.iter().enumerate() {
-            let parts = self.parts(row);
+            let parts = self.parts(&row?);
             let bands = self.bands_of(parts.iter().zip(0u64..).flat_map(|(part, tag)| part.tagged(tag)));
-            let near = index.candidates(&bands).into_iter().find(|&earlier| {
-                let other = self.parts(&rows[earlier as usize]);
-                parts.len() == other.len()
+            let mut near = None;
+            for earlier in index.candidates(&bands) {
+                let other = self.parts(&rows.get(earlier as usize)?);
+                if parts.len() == other.len()
                     && parts.iter().zip(&other).all(|(one, two)| self.is_near(one, two))
-            });
+                {
+                    near = Some(earlier as usize);
+                    break;
+                }
+            }
             if near.is_none() {
                 index.insert(&bands, u32::try_from(number).unwrap_or(u32::MAX));
             }
-            duplicates.push(near.map(|earlier| earlier as usize));
+            duplicates.push(near);
         }
-        duplicates
+        Ok(duplicates)
     }
 
-    /// Whether each of `measured` nearly equals one of `trained` without being equal to any. System turns are
-    /// ignored, because many prompts share them.
-    pub fn of_prompts<'a>(
-        &self,
-        measured: &[&Prompt],
-        trained: impl Iterator<Item = &'a Prompt>,
-    ) -> Vec<bool> {
+    /// Whether each distinct prompt of `measured` nearly equals one of `trained` without being equal to any.
+    /// System turns are ignored, because many prompts share them.
+    pub fn of_prompts(&self, measured: &Lines, trained: &Lines) -> Result<Vec<bool>, SpillError> {
         let ngrams = |prompt: &Prompt| self.ngrams(said(prompt));
         let mut index = Index::new(self.bands);
-        for (number, prompt) in measured.iter().enumerate() {
-            let bands = self.bands_of(ngrams(prompt).tagged(0));
-            index.insert(&bands, u32::try_from(number).unwrap_or(u32::MAX));
+        let (mut seen, mut rows, mut keys) = (HashSet::new(), Vec::new(), Vec::new());
+        for (row, read) in measured.prompts().enumerate() {
+            let (key, prompt) = read?;
+            if seen.insert(key) {
+                let bands = self.bands_of(ngrams(&prompt).tagged(0));
+                index.insert(&bands, u32::try_from(rows.len()).unwrap_or(u32::MAX));
+                rows.push(row);
+                keys.push(key);
+            }
         }
-        let (mut is_near, mut is_equal) = (vec![false; measured.len()], vec![false; measured.len()]);
-        for prompt in trained {
-            let own = ngrams(prompt);
+        let (mut is_near, mut is_equal) = (vec![false; rows.len()], vec![false; rows.len()]);
+        for read in trained.prompts() {
+            let (key, prompt) = read?;
+            let own = ngrams(&prompt);
             for candidate in index.candidates(&self.bands_of(own.tagged(0))) {
                 let candidate = candidate as usize;
-                if measured[candidate] == prompt {
+                if keys[candidate] == key {
                     is_equal[candidate] = true;
                 } else if !is_near[candidate] {
-                    is_near[candidate] = self.is_near(&own, &ngrams(measured[candidate]));
+                    is_near[candidate] = self.is_near(&own, &ngrams(&measured.prompt(rows[candidate])?));
                 }
             }
         }
-        is_near.into_iter().zip(is_equal).map(|(near, equal)| near && !equal).collect()
+        Ok(is_near.into_iter().zip(is_equal).map(|(near, equal)| near && !equal).collect())
     }
 
     fn is_near(&self, one: &Ngrams, other: &Ngrams) -> bool {
@@ -158,34 +171,44 @@ fn signature(ngrams: impl Iterator<Item = u64>) -> [u64; HASHES] {
 
 impl Index {
     fn new(bands: usize) -> Self {
-        Index { bands: (0..bands).map(|_| HashMap::new()).collect() }
+        Index { bands: (0..bands).map(|_| Band::default()).collect() }
     }
 
+    /// Adds a text; numbers ascend from 0.
     fn insert(&mut self, bands: &[u32], text: u32) {
-        for (map, band) in self.bands.iter_mut().zip(bands) {
-            match map.entry(*band) {
-                std::collections::hash_map::Entry::Vacant(entry) => {
-                    entry.insert(Entries { first: text, others: Vec::new() });
-                }
-                std::collections::hash_map::Entry::Occupied(mut entry) => {
-                    if entry.get().others.len() + 1 < COMPARED {
-                        entry.get_mut().others.push(text);
-                    }
-                }
-            }
+        for (band, value) in self.bands.iter_mut().zip(bands) {
+            band.insert(*value, text);
         }
     }
 
     /// The texts that share a band, in order.
     fn candidates(&self, bands: &[u32]) -> Vec<u32> {
-        let mut found = HashSet::new();
-        for entries in self.bands.iter().zip(bands).filter_map(|(map, band)| map.get(band)) {
-            found.insert(entries.first);
-            found.extend(&entries.others);
-        }
-        let mut found: Vec<u32> = found.into_iter().collect();
+        let mut found: Vec<u32> =
+            self.bands.iter().zip(bands).flat_map(|(band, value)| band.texts(*value)).collect();
         found.sort_unstable();
+        found.dedup();
         found
+    }
+}
+
+impl Band {
+    fn insert(&mut self, value: u32, text: u32) {
+        let (length, last) = self.texts(value).fold((0, None), |(length, _), text| (length + 1, Some(text)));
+        if length >= COMPARED {
+            return;
+        }
+        // Texts that were not added have no next one.
+        self.next.resize(text as usize + 1, LAST);
+        match last {
+            None => drop(self.first.insert(value, text)),
+            Some(last) => self.next[last as usize] = text,
+        }
+    }
+
+    /// The texts with this value of the band, in order.
+    fn texts(&self, value: u32) -> impl Iterator<Item = u32> {
+        let next = |text: &u32| self.next.get(*text as usize).copied().filter(|next| *next != LAST);
+        std::iter::successors(self.first.get(&value).copied(), next)
     }
 }
 

@@ -45,10 +45,10 @@ fn corpus(seed: u64) -> Vec<String> {
 fn duplicates_are_those_of_a_comparison_of_all_rows() {
     let seed = rand::rng().random();
     let texts = corpus(seed);
-    let rows = prompts(&texts);
+    let rows = RowSet::of(prompts(&texts)).unwrap();
     let (mut missed, mut wanted_count) = (0, 0);
     for (threshold, ngram) in [(0.8, 3), (0.6, 5), (0.95, 1)] {
-        let found = NearDuplicates::new(threshold, ngram).of_rows(&rows);
+        let found = NearDuplicates::new(threshold, ngram).of_rows(&rows).unwrap();
         let mut kept: Vec<usize> = Vec::new();
         let is_duplicate: Vec<bool> = found.iter().map(Option::is_some).collect();
         for (row, found) in found.iter().enumerate() {
@@ -112,7 +112,7 @@ fn every_part_of_a_row_must_be_near() {
         row("no", &answer),
     ];
     assign_ids(&mut rows);
-    let found = NearDuplicates::new(0.8, 5).of_rows(&rows);
+    let found = NearDuplicates::new(0.8, 5).of_rows(&RowSet::of(rows).unwrap()).unwrap();
     assert_eq!(found, [None, Some(0), None, None]);
 }
 
@@ -123,19 +123,24 @@ fn prompts_of_two_sets_are_compared_without_system_turns() {
         messages: vec![Message::new(Role::System, system), Message::new(Role::User, text)],
     };
     let long = words(200);
-    let measured = [
+    let lines = |prompts: Vec<Prompt>| {
+        let rows = prompts.into_iter().zip(0..).map(|(prompt, id)| PromptRow { id, prompt });
+        RowSet::of(rows).unwrap()
+    };
+    let measured = lines(vec![
         Prompt::user(words(50)),
         Prompt::user(words(49)),
         with_system("who is it?", &long),
         Prompt::user("other"),
-    ];
-    let trained = [
+        // Counted once.
+        Prompt::user(words(50)),
+    ]);
+    let trained = lines(vec![
         Prompt::user(format!("{} more", words(49))),
         Prompt::user(words(49)),
         with_system("what is this?", &long),
-    ];
-    let measured: Vec<&Prompt> = measured.iter().collect();
-    let found = NearDuplicates::new(0.8, 5).of_prompts(&measured, trained.iter());
+    ]);
+    let found = NearDuplicates::new(0.8, 5).of_prompts(measured.lines(), trained.lines()).unwrap();
     // The second one is equal to a training prompt, which is counted elsewhere.
     assert_eq!(found, [true, false, false, false]);
 }

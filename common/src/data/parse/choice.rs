@@ -1,7 +1,8 @@
 //! The choice of a set's rows while its files are read, so that few rows of large files take little memory.
 
-use super::Budget;
 use super::places::Origin;
+use super::{Budget, Unkept};
+use crate::data::row_set::{Entry, RowSet, RowWriter, SpillError};
 use crate::data::rows::{Row, content_id};
 
 /// Number and size of the rows that are offered to a choice together.
@@ -46,8 +47,9 @@ pub(super) struct Kept<'a, T> {
     source: usize,
     /// Number of admitted rows of the source.
     admitted: u64,
+    writer: RowWriter,
     /// Rows of all sources; those of the current one start at `first`.
-    rows: Vec<(T, Origin)>,
+    rows: Vec<KeptRow>,
     first: usize,
     /// Tickets of the current source's rows, if it keeps a limited number.
     tickets: Vec<[u8; 32]>,
@@ -58,12 +60,20 @@ pub(super) struct Kept<'a, T> {
     batch_bytes: u64,
 }
 
+struct KeptRow {
+    entry: Entry,
+    origin: Origin,
+    /// Its charge to the budget.
+    cost: u32,
+}
+
 impl<'a, T: Row> Kept<'a, T> {
     pub(super) fn new(choice: &'a mut dyn Choice<T>) -> Self {
         Self {
             choice,
             source: 0,
             admitted: 0,
+            writer: RowWriter::default(),
             rows: Vec::new(),
             first: 0,
             tickets: Vec::new(),
@@ -80,51 +90,59 @@ impl<'a, T: Row> Kept<'a, T> {
         self.last = None;
     }
 
-    /// Adds a row; false if the rows exceed the budget.
-    pub(super) fn add(&mut self, row: T, origin: Origin, budget: &mut Budget) -> bool {
+    /// Adds a row.
+    pub(super) fn add(&mut self, row: T, origin: Origin, budget: &mut Budget) -> Result<(), Unkept> {
         if !budget.charge(&row) {
-            return false;
+            return Err(Unkept::TooLarge);
         }
-        self.batch_bytes += Budget::cost(&row);
+        self.batch_bytes += u64::from(Budget::cost(&row));
         self.batch.push((row, origin));
         if self.batch.len() >= BATCH_ROWS || self.batch_bytes >= BATCH_BYTES {
-            self.offer(budget);
+            self.offer(budget)?;
         }
-        true
+        Ok(())
     }
 
     /// Ends the source; returns the number of its admitted rows.
-    pub(super) fn finish(&mut self, budget: &mut Budget) -> u64 {
-        self.offer(budget);
+    pub(super) fn finish(&mut self, budget: &mut Budget) -> Result<u64, SpillError> {
+        self.offer(budget)?;
         self.discard(budget);
-        self.admitted
+        Ok(self.admitted)
     }
 
-    pub(super) fn into_rows(self) -> (Vec<T>, Vec<Origin>) {
-        self.rows.into_iter().unzip()
+    /// The rows, with ids of their content, and their origins.
+    pub(super) fn into_rows(self) -> Result<(RowSet<T>, Vec<Origin>), SpillError> {
+        let (entries, origins) = self.rows.into_iter().map(|row| (row.entry, row.origin)).unzip();
+        Ok((self.writer.finish(entries)?.with_distinct_ids()?, origins))
     }
 
     /// Offers the batch to the choice.
-    fn offer(&mut self, budget: &mut Budget) {
+    fn offer(&mut self, budget: &mut Budget) -> Result<(), SpillError> {
         self.batch_bytes = 0;
         let (rows, origins): (Vec<T>, Vec<Origin>) = std::mem::take(&mut self.batch).into_iter().unzip();
         let admitted = self.choice.admit(self.source, &rows);
         let most = self.choice.most(self.source);
-        for ((row, origin), is_admitted) in rows.into_iter().zip(origins).zip(admitted) {
-            self.admitted += u64::from(is_admitted);
-            let ticket = most.filter(|_| is_admitted).map(|_| self.choice.ticket(content_id(&row, 0)));
-            let is_late = ticket.zip(self.last).is_some_and(|(ticket, last)| ticket > last);
-            if !is_admitted || is_late {
-                budget.refund(&row);
+        for ((mut row, origin), is_admitted) in rows.into_iter().zip(origins).zip(admitted) {
+            let cost = Budget::cost(&row);
+            if !is_admitted {
+                budget.refund(cost);
                 continue;
             }
-            self.rows.push((row, origin));
+            self.admitted += 1;
+            row.set_id(content_id(&row, 0));
+            let ticket = most.map(|_| self.choice.ticket(row.id()));
+            if ticket.zip(self.last).is_some_and(|(ticket, last)| ticket > last) {
+                budget.refund(cost);
+                continue;
+            }
+            self.rows.push(KeptRow { entry: self.writer.push(&row)?, origin, cost });
             self.tickets.extend(ticket);
         }
         // Discarding now and then keeps its cost in proportion to the number of rows.
         if most.is_some_and(|most| self.tickets.len() > most.saturating_mul(2).max(most + BATCH_ROWS)) {
             self.discard(budget);
         }
+        Ok(())
     }
 
     /// Discards the source's rows beyond those that it keeps.
@@ -133,7 +151,7 @@ impl<'a, T: Row> Kept<'a, T> {
             return;
         };
         if most == 0 {
-            self.rows.drain(self.first..).for_each(|(row, _)| budget.refund(&row));
+            self.rows.drain(self.first..).for_each(|row| budget.refund(row.cost));
             self.tickets.clear();
             self.last = Some([0; 32]);
             return;
@@ -142,11 +160,11 @@ impl<'a, T: Row> Kept<'a, T> {
         let last = *sorted.select_nth_unstable(most - 1).1;
         let tickets = std::mem::take(&mut self.tickets);
         let rows = self.rows.split_off(self.first);
-        for (entry, ticket) in rows.into_iter().zip(tickets) {
+        for (row, ticket) in rows.into_iter().zip(tickets) {
             if ticket > last {
-                budget.refund(&entry.0);
+                budget.refund(row.cost);
             } else {
-                self.rows.push(entry);
+                self.rows.push(row);
                 self.tickets.push(ticket);
             }
         }
@@ -204,8 +222,10 @@ mod tests {
         let limits = vec![Some(random.usize(1..2000)), Some(5), None];
         let all =
             parse_sources::<PromptRow>(sources(&texts), &mut Budget::default(), &mut Everything).unwrap();
+        let all = all.in_memory().unwrap();
         let mut choice = Even(Lottery::new(seed, "set"), limits.clone());
         let chosen = parse_sources(sources(&texts), &mut Budget::default(), &mut choice).unwrap();
+        let chosen = chosen.in_memory().unwrap();
         let mut expected = HashSet::new();
         for (source, limit) in limits.iter().enumerate() {
             let of_source = all.rows.iter().filter(|row| all.places.source(row.id) == Some(source));
@@ -216,7 +236,7 @@ mod tests {
         }
         let expected: Vec<_> = all.rows.iter().filter(|row| expected.contains(&row.id)).collect();
         assert_eq!(chosen.rows.iter().collect::<Vec<_>>(), expected, "seed {seed}");
-        let place = |parsed: &super::super::Parsed<PromptRow>, id| parsed.places.of(id);
+        let place = |parsed: &super::super::Parsed<Vec<PromptRow>>, id| parsed.places.of(id);
         assert!(chosen.rows.iter().all(|row| place(&chosen, row.id) == place(&all, row.id)));
         assert_eq!((chosen.records, chosen.skipped), (all.records, all.skipped));
     }

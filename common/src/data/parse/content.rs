@@ -65,7 +65,7 @@ impl Content {
         }
     }
 
-    pub(super) fn length(&self) -> io::Result<u64> {
+    pub(in crate::data) fn length(&self) -> io::Result<u64> {
         match self {
             Content::Memory(bytes) => Ok(bytes.len() as u64),
             Content::File(file) => Ok(file.metadata()?.len()),
@@ -73,12 +73,12 @@ impl Content {
         }
     }
 
-    pub(super) fn reader(&self, at: u64) -> ContentReader {
+    pub(in crate::data) fn reader(&self, at: u64) -> ContentReader {
         ContentReader { content: self.clone(), at }
     }
 
     /// At most `length` bytes from a position, fewer at the end of the file.
-    pub(super) fn up_to(&self, at: u64, length: usize) -> io::Result<Bytes> {
+    pub(in crate::data) fn up_to(&self, at: u64, length: usize) -> io::Result<Bytes> {
         if let Content::Memory(bytes) = self {
             return Ok(part(bytes, at, length));
         }
@@ -88,7 +88,7 @@ impl Content {
     }
 
     /// Exactly `length` bytes from a position.
-    pub(super) fn range(&self, at: u64, length: usize) -> io::Result<Bytes> {
+    pub(in crate::data) fn range(&self, at: u64, length: usize) -> io::Result<Bytes> {
         let bytes = self.up_to(at, length)?;
         if bytes.len() < length {
             let what = format!("the file ends within {length} bytes at {at}");
@@ -145,7 +145,7 @@ impl Blocks {
 }
 
 /// A reader of a [`Content`] from a position on.
-pub(super) struct ContentReader {
+pub(in crate::data) struct ContentReader {
     content: Content,
     at: u64,
 }

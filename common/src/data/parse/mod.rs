@@ -52,6 +52,7 @@ use self::misfit::Misfit;
 pub use self::places::{Place, Places, Position};
 pub use self::reading::parse_sources;
 pub use self::stream::{Record, RecordStream};
+use super::row_set::{RowSet, SpillError};
 use super::rows::Row;
 use crate::plural::{are, counted};
 use bytes::Bytes;
@@ -123,11 +124,11 @@ pub struct ReadSource {
     pub admitted: u64,
 }
 
-/// The rows of one or more files.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Parsed<T> {
+/// The rows of one or more files, and what was found beside them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Parsed<R> {
     /// Those that the choice keeps, in the order of the files, without duplicates, with ids assigned.
-    pub rows: Vec<T>,
+    pub rows: R,
     /// Number of records, good and bad.
     pub records: u64,
     pub bad_rows: u64,
@@ -159,6 +160,8 @@ pub enum ParseError {
         Budget::BYTES >> 30
     )]
     TooLarge { place: Place },
+    #[error(transparent)]
+    Spill(#[from] SpillError),
     #[error(
         "{bad_rows} of {} {} unusable, more than data.max_bad_fraction ({allowed}) allows; the first is {first}: {advice}",
         counted(*records, "row"),
@@ -167,7 +170,34 @@ pub enum ParseError {
     TooManyBad { bad_rows: u64, records: u64, allowed: f64, first: String, advice: String },
 }
 
-impl<T> Parsed<T> {
+/// The reason why a row is not kept.
+enum Unkept {
+    /// The rows exceed the budget.
+    TooLarge,
+    Spill(SpillError),
+}
+
+impl From<SpillError> for Unkept {
+    fn from(error: SpillError) -> Self {
+        Self::Spill(error)
+    }
+}
+
+impl<T: Row> Parsed<RowSet<T>> {
+    /// The same with all rows in memory.
+    pub fn in_memory(self) -> Result<Parsed<Vec<T>>, SpillError> {
+        let rows = self.rows.to_vec()?;
+        Ok(self.with(rows))
+    }
+}
+
+impl<R> Parsed<R> {
+    /// The same with other rows.
+    fn with<S>(self, rows: S) -> Parsed<S> {
+        let Self { rows: _, records, bad_rows, bad, misfit, skipped, ignored, places, files, sources } = self;
+        Parsed { rows, records, bad_rows, bad, misfit, skipped, ignored, places, files, sources }
+    }
+
     /// Fails if more than `allowed` (a fraction) of all records are bad. `field` is that of the set.
     pub fn require(&self, field: &str, allowed: f64) -> Result<(), ParseError> {
         if self.bad_rows == 0 || self.bad_rows as f64 <= allowed * self.records as f64 {
@@ -208,16 +238,17 @@ pub struct Found<T> {
     pub(crate) ignored: Vec<String>,
 }
 
-/// Parses one file. `file` names it in messages.
-pub fn parse<T: Wanted>(file: &str, bytes: &[u8]) -> Result<Parsed<T>, ParseError> {
-    parse_files([(file, Bytes::copy_from_slice(bytes).into())], &mut Budget::default())
+/// Parses one file into memory. `file` names it in messages.
+pub fn parse<T: Wanted>(file: &str, bytes: &[u8]) -> Result<Parsed<Vec<T>>, ParseError> {
+    let files = [(file, Bytes::copy_from_slice(bytes).into())];
+    Ok(parse_files(files, &mut Budget::default())?.in_memory()?)
 }
 
 /// Parses several files into one set, whose rows are charged to `budget`.
 pub fn parse_files<'a, T: Wanted>(
     files: impl IntoIterator<Item = (&'a str, Content)>,
     budget: &mut Budget,
-) -> Result<Parsed<T>, ParseError> {
+) -> Result<Parsed<RowSet<T>>, ParseError> {
     let names = ColumnNames::default();
     let files = files.into_iter().map(|file| SourceFiles { files: vec![file], names: &names });
     parse_sources(files, budget, &mut Everything)
@@ -252,23 +283,6 @@ impl ReadSource {
         self.files += 1;
         self.bad_rows += bad_rows;
         self.skipped = self.skipped.plus(skipped);
-    }
-}
-
-impl<T> Default for Parsed<T> {
-    fn default() -> Self {
-        Parsed {
-            rows: Vec::new(),
-            records: 0,
-            bad_rows: 0,
-            bad: Vec::new(),
-            misfit: None,
-            skipped: Skipped::default(),
-            ignored: BTreeMap::new(),
-            places: Places::default(),
-            files: Vec::new(),
-            sources: Vec::new(),
-        }
     }
 }
 

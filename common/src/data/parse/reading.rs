@@ -4,9 +4,10 @@ use super::choice::{Choice, Kept};
 use super::value::excerpt;
 use super::{
     BadRow, Budget, ColumnNames, Content, Found, KEPT_BAD_ROWS, KEPT_IGNORED, ParseError, Parsed, ReadFile,
-    ReadSource, SourceFiles, Wanted, misfit, places, records,
+    ReadSource, SourceFiles, Unkept, Wanted, misfit, places, records,
 };
-use crate::data::rows::{Row, assign_ids, content_key};
+use crate::data::row_set::RowSet;
+use crate::data::rows::content_key;
 use std::collections::HashSet;
 
 /// Parses the files of several sources into one set, of whose rows `choice` keeps some. A row that equals one
@@ -15,7 +16,7 @@ pub fn parse_sources<'a, T: Wanted>(
     sources: impl IntoIterator<Item = SourceFiles<'a>>,
     budget: &mut Budget,
     choice: &mut dyn Choice<T>,
-) -> Result<Parsed<T>, ParseError> {
+) -> Result<Parsed<RowSet<T>>, ParseError> {
     let mut reading =
         Reading { parsed: Parsed::default(), seen: HashSet::new(), kept: Kept::new(choice), budget };
     for SourceFiles { files, names } in sources {
@@ -26,20 +27,17 @@ pub fn parse_sources<'a, T: Wanted>(
             reading.file(file, &content, (source, names))?;
             content.release();
         }
-        reading.parsed.sources[source].admitted = reading.kept.finish(reading.budget);
+        reading.parsed.sources[source].admitted = reading.kept.finish(reading.budget)?;
     }
     let Reading { mut parsed, kept, .. } = reading;
-    let origins;
-    (parsed.rows, origins) = kept.into_rows();
-    assign_ids(&mut parsed.rows);
-    parsed.places.assign(parsed.rows.iter().map(Row::id).zip(origins));
-    Ok(parsed)
+    let (rows, origins) = kept.into_rows()?;
+    parsed.places.assign(rows.ids().zip(origins));
+    Ok(parsed.with(rows))
 }
 
 /// Files that are being read into a set.
 struct Reading<'a, T> {
-    /// Without rows.
-    parsed: Parsed<T>,
+    parsed: Parsed<()>,
     /// Half of the content key of every row so far.
     seen: HashSet<u128>,
     kept: Kept<'a, T>,
@@ -72,9 +70,10 @@ impl<T: Wanted> Reading<'_, T> {
             match result {
                 Ok(found) => {
                     for row in parsed.new_rows(found, &mut self.seen) {
-                        if !self.kept.add(row, origin, self.budget) {
-                            return Err(ParseError::TooLarge { place: parsed.places.name(origin) });
-                        }
+                        self.kept.add(row, origin, self.budget).map_err(|unkept| match unkept {
+                            Unkept::TooLarge => ParseError::TooLarge { place: parsed.places.name(origin) },
+                            Unkept::Spill(error) => error.into(),
+                        })?;
                     }
                 }
                 Err(what) => {
@@ -111,9 +110,9 @@ fn half(key: [u8; 32]) -> u128 {
     u128::from_le_bytes(low)
 }
 
-impl<T: Wanted> Parsed<T> {
+impl Parsed<()> {
     /// Counts what a record held, and returns its rows that are new.
-    fn new_rows(&mut self, mut found: Found<T>, seen: &mut HashSet<u128>) -> Vec<T> {
+    fn new_rows<T: Wanted>(&mut self, mut found: Found<T>, seen: &mut HashSet<u128>) -> Vec<T> {
         self.skipped.ties += found.ties;
         self.skipped.spare_answers += found.spare_answers;
         self.skipped.undesirable += found.undesirable;

@@ -253,7 +253,6 @@ fn what_is_not_a_job_file_says_so() {
     let told = message("name: j\nseed : 1\nrounds: 2\nseed: 1\n", &[]);
     assert!(told.contains("line 4: seed is given twice, first in line 2"), "{told}");
     assert!(message("data: {golden: a, golden: b}\n", &[]).contains("duplicate entry"));
-    assert!(message("name: a\nname: b\n", &[]).contains("duplicate"));
     assert!(message("- a\n", &[]).contains("the job file: found a list of 1"));
     assert!(message("", &[]).contains("policy.model is missing"));
     assert!(message("sampling: { top_p: .nan }", &[]).contains("no place in a job file"));

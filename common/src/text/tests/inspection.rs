@@ -45,12 +45,14 @@ fn length_statistics_count_rows_that_fit_and_the_accuracy_of_length() {
     let limits = Limits::of(5, 4);
     let prompt = Prompt::user("ab");
     let of = |responses: &[&'static str]| {
-        inspect::response_lengths(&encoder, responses.iter().map(|response| (&prompt, *response))).unwrap()
+        let length = |response: &&str| inspect::response_length(&encoder, &prompt, response).unwrap();
+        responses.iter().map(length).collect::<Vec<_>>()
     };
     let lengths = Lengths::of(of(&["a", "abc", "abcd", "abcdefgh"]), limits.response);
     assert_eq!((lengths.rows, lengths.fit, lengths.shortest, lengths.longest), (4, 2, 2, 9));
-    let prompts = inspect::prompt_lengths(&encoder, [&prompt, &Prompt::user("abcde")]).unwrap();
-    assert_eq!(Lengths::of(prompts, limits.prompt).fit, 1);
+    let prompts =
+        [&prompt, &Prompt::user("abcde")].map(|prompt| inspect::prompt_length(&encoder, prompt).unwrap());
+    assert_eq!(Lengths::of(prompts.to_vec(), limits.prompt).fit, 1);
     let cut = |responses: &[&'static str]| {
         of(responses).into_iter().map(|length| length.min(limits.response)).collect::<Vec<_>>()
     };
@@ -82,8 +84,8 @@ fn long_golden_answers_are_counted() {
     };
     let encoder = Encoder::new(&files, &text(Template::Hh)).unwrap();
     let rows = parse::<GoldenRow>("golden", &bytes).unwrap().rows;
-    let golden = rows[..100].iter().map(|row| (&row.prompt, row.golden.as_str()));
-    let lengths = Lengths::of(inspect::response_lengths(&encoder, golden).unwrap(), 256);
+    let length = |row: &GoldenRow| inspect::response_length(&encoder, &row.prompt, &row.golden).unwrap();
+    let lengths = Lengths::of(rows[..100].iter().map(length).collect(), 256);
     println!("{lengths}");
     assert!(lengths.fit < 30 && lengths.median > 256);
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use foil_common::data::row_set::{RowSet, SpillError};
 use foil_common::data::rows::{PromptKey, Row};
 use foil_common::text::Limits;
 use foil_common::text::inspect::Lengths;
@@ -116,17 +117,23 @@ pub(super) struct Repetitions {
 }
 
 /// Repetitions in a set.
-pub(super) fn repetitions(set: &LocalSet) -> Repetitions {
-    fn of<T: Row>(rows: &[T]) -> Repetitions {
-        let distinct_prompts = rows.iter().map(|row| row.prompt().key()).collect::<HashSet<_>>().len();
-        let responses: Vec<&str> = rows.iter().flat_map(Row::responses).collect();
-        let distinct = responses.iter().collect::<HashSet<_>>().len();
-        Repetitions {
+pub(super) fn repetitions(set: &LocalSet) -> Result<Repetitions, SpillError> {
+    fn of<T: Row>(rows: &RowSet<T>) -> Result<Repetitions, SpillError> {
+        let distinct_prompts = rows.lines().keys().collect::<HashSet<_>>().len();
+        // Hashes, since the texts may be larger than memory.
+        let (mut responses, mut distinct) = (0, HashSet::new());
+        for row in rows.iter() {
+            for response in row?.responses() {
+                responses += 1;
+                distinct.insert(*blake3::hash(response.as_bytes()).as_bytes());
+            }
+        }
+        Ok(Repetitions {
             distinct_prompts,
             repeated_prompts: rows.len() - distinct_prompts,
-            responses: responses.len(),
-            repeated_responses: responses.len() - distinct,
-        }
+            responses,
+            repeated_responses: responses - distinct.len(),
+        })
     }
     match &set.rows {
         Rows::Demonstrations(rows) => of(rows),
@@ -147,21 +154,8 @@ pub(super) struct Overlap {
 
 /// The shared prompts of each two sets that share any.
 pub(super) fn overlaps(sets: &[LocalSet]) -> Vec<Overlap> {
-    fn keys<T: Row>(rows: &[T]) -> HashSet<PromptKey> {
-        rows.iter().map(|row| row.prompt().key()).collect()
-    }
-    let keys: HashMap<&str, HashSet<PromptKey>> = sets
-        .iter()
-        .map(|set| {
-            let keys = match &set.rows {
-                Rows::Demonstrations(rows) => keys(rows),
-                Rows::Pairs(rows) => keys(rows),
-                Rows::Golden(rows) => keys(rows),
-                Rows::Prompts(rows) => keys(rows),
-            };
-            (set.name, keys)
-        })
-        .collect();
+    let keys: HashMap<&str, HashSet<&PromptKey>> =
+        sets.iter().map(|set| (set.name, set.rows.lines().keys().collect())).collect();
     let pairs = sets
         .iter()
         .enumerate()
@@ -225,6 +219,9 @@ mod tests {
 
     #[test]
     fn repetitions_and_shared_prompts_are_counted() {
+        fn set<T: Row>(rows: Vec<T>) -> RowSet<T> {
+            RowSet::of(rows).unwrap()
+        }
         let golden = |prompt: &str, golden: &str| GoldenRow {
             id: 0,
             prompt: Prompt::user(prompt),
@@ -234,15 +231,18 @@ mod tests {
         let sets = [
             LocalSet {
                 name: "golden",
-                rows: Rows::Golden(vec![golden("a", "x"), golden("b", "x"), golden("a", "y")]),
+                rows: Rows::Golden(set(vec![golden("a", "x"), golden("b", "x"), golden("a", "y")])),
             },
-            LocalSet { name: "prompts", rows: Rows::Prompts(vec![prompt("b"), prompt("b"), prompt("c")]) },
-            LocalSet { name: "other", rows: Rows::Prompts(vec![prompt("d")]) },
+            LocalSet {
+                name: "prompts",
+                rows: Rows::Prompts(set(vec![prompt("b"), prompt("b"), prompt("c")])),
+            },
+            LocalSet { name: "other", rows: Rows::Prompts(set(vec![prompt("d")])) },
         ];
         let expected =
             Repetitions { distinct_prompts: 2, repeated_prompts: 1, responses: 3, repeated_responses: 1 };
-        assert_eq!(repetitions(&sets[0]), expected);
-        assert_eq!(repetitions(&sets[1]).responses, 0);
+        assert_eq!(repetitions(&sets[0]).unwrap(), expected);
+        assert_eq!(repetitions(&sets[1]).unwrap().responses, 0);
         assert_eq!(overlaps(&sets), [Overlap { first: "golden", second: "prompts", prompts: 1 }]);
     }
 }

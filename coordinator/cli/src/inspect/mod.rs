@@ -153,7 +153,7 @@ fn describe(job: &spec::Job, rows: usize, scan: bool) -> Result<Inspection> {
             lines: &mut lines,
             lengths: Map::new(),
             shown: Vec::new(),
-            set: set_report(&local, set),
+            set: set_report(&local, set)?,
         };
         report.set(&local, set)?;
         (value["lengths"], value["shown"]) = (Value::Object(report.lengths), Value::Array(report.shown));
@@ -200,19 +200,19 @@ fn model_report(role: &'static str, name: &str, encoder: &Encoder) -> ModelRepor
     }
 }
 
-fn set_report(local: &LocalInputs, set: &LocalSet) -> SetReport {
+fn set_report(local: &LocalInputs, set: &LocalSet) -> Result<SetReport> {
     let summary = local.summaries.iter().find(|summary| summary.name == set.name);
-    SetReport {
+    Ok(SetReport {
         name: set.name,
         rows: set.rows.len(),
         bad_rows: summary.map_or(0, |summary| summary.bad_rows),
         files: [files(local, set), sources(local, set)].concat(),
         ignored: ignored_columns(local, set),
-        repetitions: measure::repetitions(set),
+        repetitions: measure::repetitions(set)?,
         measured: Vec::new(),
         length_accuracy: None,
         examples: Vec::new(),
-    }
+    })
 }
 
 fn model_value(role: &str, name: &str, encoder: &Encoder) -> Value {

@@ -1,5 +1,7 @@
 //! The rows of a data set as the models read them: lengths of all, tokens of the first.
 
+use anyhow::Result;
+use foil_common::data::row_set::RowSet;
 use foil_common::data::rows::{Prompt, Row};
 use foil_common::text::inspect::{self, LengthAccuracy, Reader};
 use foil_common::text::{Encoder, Limits, TextError};
@@ -23,38 +25,54 @@ pub(super) struct Report<'a> {
 }
 
 impl Report<'_> {
-    pub(super) fn set(&mut self, local: &LocalInputs, set: &LocalSet) -> Result<(), TextError> {
+    pub(super) fn set(&mut self, local: &LocalInputs, set: &LocalSet) -> Result<()> {
         let reward = local.reward.as_ref().unwrap_or(&local.policy);
         match &set.rows {
             Rows::Demonstrations(rows) => {
-                let encoder = &local.policy;
-                let answers = rows.iter().map(|row| (&row.prompt, row.answer.as_str()));
-                let answers = inspect::response_lengths(encoder, answers)?;
-                self.measure(encoder, rows, &[("answers", &answers)])?;
-                self.each(local, encoder, Reader::Policy, rows, |row| vec![("answer", row.answer.as_str())])
+                self.rows(local, (&local.policy, Reader::Policy), rows, &[("answers", "answer")])?;
             }
             Rows::Pairs(rows) => {
-                let chosen = rows.iter().map(|row| (&row.prompt, row.chosen.as_str()));
-                let chosen = inspect::response_lengths(reward, chosen)?;
-                let rejected = rows.iter().map(|row| (&row.prompt, row.rejected.as_str()));
-                let rejected = inspect::response_lengths(reward, rejected)?;
-                let prompts = self.measure(reward, rows, &[("chosen", &chosen), ("rejected", &rejected)])?;
-                self.length_accuracy(&prompts, &chosen, &rejected);
-                self.each(local, reward, Reader::Reward, rows, |row| {
-                    vec![("chosen", &row.chosen), ("rejected", &row.rejected)]
-                })
+                let names = [("chosen", "chosen"), ("rejected", "rejected")];
+                let (prompts, responses) = self.rows(local, (reward, Reader::Reward), rows, &names)?;
+                self.length_accuracy(&prompts, &responses[0], &responses[1]);
             }
             Rows::Golden(rows) => {
-                let golden = rows.iter().map(|row| (&row.prompt, row.golden.as_str()));
-                let golden = inspect::response_lengths(reward, golden)?;
-                self.measure(reward, rows, &[("golden answers", &golden)])?;
-                self.each(local, reward, Reader::Reward, rows, |row| vec![("golden", &row.golden)])
+                self.rows(local, (reward, Reader::Reward), rows, &[("golden answers", "golden")])?;
             }
             Rows::Prompts(rows) => {
-                self.measure(&local.policy, rows, &[])?;
-                self.each(local, &local.policy, Reader::Policy, rows, |_| Vec::new())
+                self.rows(local, (&local.policy, Reader::Policy), rows, &[])?;
             }
         }
+        Ok(())
+    }
+
+    /// Measures the rows and shows the first ones. `names` has the names of the responses of all rows and of
+    /// one. Returns the lengths of the prompts, and those of each response.
+    fn rows<T: Row>(
+        &mut self,
+        local: &LocalInputs,
+        (encoder, reader): (&Encoder, Reader),
+        rows: &RowSet<T>,
+        names: &[(&'static str, &'static str)],
+    ) -> Result<(Vec<usize>, Vec<Vec<usize>>)> {
+        let mut prompts = Vec::with_capacity(rows.len());
+        let mut responses = vec![Vec::with_capacity(rows.len()); names.len()];
+        for row in rows.iter() {
+            let row = row?;
+            prompts.push(inspect::prompt_length(encoder, row.prompt())?);
+            for (lengths, response) in responses.iter_mut().zip(row.responses()) {
+                lengths.push(inspect::response_length(encoder, row.prompt(), response)?);
+            }
+        }
+        let lengths: Vec<&[usize]> = responses.iter().map(Vec::as_slice).collect();
+        self.note(Measured::prompts(&prompts, &lengths, self.limits));
+        for ((what, _), lengths) in names.iter().zip(lengths) {
+            self.note(Measured::responses(what, &prompts, lengths, self.limits));
+        }
+        for row in rows.iter().take(self.rows) {
+            self.show(local, (encoder, reader), &row?, names)?;
+        }
+        Ok((prompts, responses))
     }
 
     fn note(&mut self, measured: Measured) {
@@ -62,22 +80,6 @@ impl Report<'_> {
         self.lines.push(format!("  {what}: {}", measured.lengths));
         self.lengths.insert(what.replace(' ', "_"), json!(measured.lengths));
         self.set.measured.push(measured);
-    }
-
-    /// Notes the lengths of the prompts and of the responses to them; returns those of the prompts.
-    fn measure<T: Row>(
-        &mut self,
-        encoder: &Encoder,
-        rows: &[T],
-        responses: &[(&'static str, &[usize])],
-    ) -> Result<Vec<usize>, TextError> {
-        let prompts = inspect::prompt_lengths(encoder, rows.iter().map(Row::prompt))?;
-        let lengths: Vec<&[usize]> = responses.iter().map(|(_, lengths)| *lengths).collect();
-        self.note(Measured::prompts(&prompts, &lengths, self.limits));
-        for (what, lengths) in responses {
-            self.note(Measured::responses(what, &prompts, lengths, self.limits));
-        }
-        Ok(prompts)
     }
 
     /// How well the lengths of responses, after truncation, distinguish chosen from rejected ones.
@@ -88,27 +90,23 @@ impl Report<'_> {
         self.set.length_accuracy = Some(accuracy);
     }
 
-    /// The first rows token by token, once with each response.
-    fn each<T: Row>(
+    /// A row token by token, once with each response.
+    fn show<T: Row>(
         &mut self,
         local: &LocalInputs,
-        encoder: &Encoder,
-        reader: Reader,
-        rows: &[T],
-        answers: impl Fn(&T) -> Vec<(&'static str, &str)>,
+        (encoder, reader): (&Encoder, Reader),
+        row: &T,
+        names: &[(&'static str, &'static str)],
     ) -> Result<(), TextError> {
-        for row in rows.iter().take(self.rows) {
-            let place = local.place(self.set.name, row.id());
-            let place = place.map(|place| format!(" ({place})")).unwrap_or_default();
-            let title = format!("row {}{place}", row.id());
-            let answers = answers(row);
-            if answers.is_empty() {
-                self.row(encoder, &title, row.prompt(), None)?;
-            }
-            for (name, answer) in answers {
-                let response = Some((reader, answer));
-                self.row(encoder, &format!("{title}, {name}"), row.prompt(), response)?;
-            }
+        let place = local.place(self.set.name, row.id());
+        let place = place.map(|place| format!(" ({place})")).unwrap_or_default();
+        let title = format!("row {}{place}", row.id());
+        if names.is_empty() {
+            self.row(encoder, &title, row.prompt(), None)?;
+        }
+        for ((_, name), response) in names.iter().zip(row.responses()) {
+            let response = Some((reader, response));
+            self.row(encoder, &format!("{title}, {name}"), row.prompt(), response)?;
         }
         Ok(())
     }

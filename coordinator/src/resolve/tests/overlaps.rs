@@ -1,3 +1,4 @@
+use foil_common::data::row_set::RowSet;
 use foil_common::data::rows::Prompt;
 
 use super::*;
@@ -50,20 +51,23 @@ fn every_two_sets_that_share_a_prompt_are_reported() {
     fn lone(id: u64) -> PromptRow {
         PromptRow { id, prompt: prompt(id) }
     }
+    fn push<T: Row>(set: &mut RowSet<T>, row: T) {
+        *set = RowSet::of(set.to_vec().unwrap().into_iter().chain([row])).unwrap();
+    }
     let fill: [(&str, Put); 9] = [
         ("sft", |sets, id| {
-            sets.sft.push(DemonstrationRow { id, prompt: prompt(id), answer: "a".into() });
+            push(&mut sets.sft, DemonstrationRow { id, prompt: prompt(id), answer: "a".into() });
         }),
-        ("preferences", |sets, id| sets.preferences.push(pair(id))),
-        ("evaluation_preferences", |sets, id| sets.evaluation_preferences.push(pair(id))),
-        ("gold_preference_prompts", |sets, id| sets.gold_preference_prompts.push(lone(id))),
+        ("preferences", |sets, id| push(&mut sets.preferences, pair(id))),
+        ("evaluation_preferences", |sets, id| push(&mut sets.evaluation_preferences, pair(id))),
+        ("gold_preference_prompts", |sets, id| push(&mut sets.gold_preference_prompts, lone(id))),
         ("gold_preference_evaluation_prompts", |sets, id| {
-            sets.gold_preference_evaluation_prompts.push(lone(id));
+            push(&mut sets.gold_preference_evaluation_prompts, lone(id));
         }),
-        ("golden", |sets, id| sets.golden.push(golden(id))),
-        ("golden_holdout", |sets, id| sets.golden_holdout.push(golden(id))),
-        ("prompts", |sets, id| sets.prompts.push(lone(id))),
-        ("evaluation_prompts", |sets, id| sets.evaluation_prompts.push(lone(id))),
+        ("golden", |sets, id| push(&mut sets.golden, golden(id))),
+        ("golden_holdout", |sets, id| push(&mut sets.golden_holdout, golden(id))),
+        ("prompts", |sets, id| push(&mut sets.prompts, lone(id))),
+        ("evaluation_prompts", |sets, id| push(&mut sets.evaluation_prompts, lone(id))),
     ];
     let none = Sets::default();
     assert_eq!(fill.map(|(name, _)| name), none.counts().map(|(name, _)| name), "a set is not walked");

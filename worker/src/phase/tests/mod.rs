@@ -11,6 +11,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::mpsc::Sender;
 
+use foil_common::data::row_set::RowSet;
 use foil_common::data::rows;
 use foil_common::failure::FailureClass;
 use foil_common::letters::{self, Counts};
@@ -194,7 +195,8 @@ fn a_round_of_the_letters_job() {
     let written = ["config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json"];
     assert_eq!(names, [&written[..], &["tokenizer.json"]].concat());
 
-    let pairs = letters::preference_prompts(17, &sets.golden, 40);
+    let golden = RowSet::of(sets.golden.clone()).unwrap();
+    let pairs = letters::preference_prompts(17, &golden, 40).unwrap();
     let labeled = test.dataset("gold_preference_prompts", &pairs);
     let generate = |prompts: &Option<v1::Dataset>, samples| {
         let (policy, prompts, sampling) = (Some(policy.clone()), prompts.clone(), sampling.clone());

@@ -11,7 +11,7 @@ fn prompt(text: &str) -> Result<Prompt, String> {
     }
 }
 
-fn pair(chosen: &str, rejected: &str) -> Parsed<PairRow> {
+fn pair(chosen: &str, rejected: &str) -> Parsed<Vec<PairRow>> {
     pairs(&json!({ "chosen": chosen, "rejected": rejected }).to_string())
 }
 

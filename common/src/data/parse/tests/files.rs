@@ -155,8 +155,7 @@ fn every_row_knows_where_it_was_read() {
     let second = format!("[{},\n{}]", row("1"), row("3"));
     let files = [("a.jsonl", memory(&first)), ("b.json", memory(&second))];
     let parsed = parse_files::<PairRow>(files, &mut Budget::default()).unwrap();
-    let places: Vec<String> =
-        parsed.rows.iter().map(|row| parsed.places.of(row.id).unwrap().to_string()).collect();
+    let places: Vec<String> = parsed.rows.ids().map(|id| parsed.places.of(id).unwrap().to_string()).collect();
     assert_eq!(places, ["a.jsonl:1", "a.jsonl:3", "b.json:2: [1]"]);
     assert_eq!(parsed.places.of(0), None);
 }

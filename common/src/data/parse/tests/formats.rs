@@ -2,11 +2,11 @@
 
 use super::*;
 
-fn golden(text: &str) -> Parsed<GoldenRow> {
+fn golden(text: &str) -> Parsed<Vec<GoldenRow>> {
     parse("golden.jsonl", text.as_bytes()).unwrap()
 }
 
-fn prompts(text: &str) -> Parsed<PromptRow> {
+fn prompts(text: &str) -> Parsed<Vec<PromptRow>> {
     parse("prompts.jsonl", text.as_bytes()).unwrap()
 }
 
@@ -261,7 +261,7 @@ fn ratings_are_margins() {
 fn names_within_values_are_collected_too() {
     let text = r#"{"instruction": "q", "completions": [
         {"response": "x", "overall_score": 2, "model": "m", "custom_system_prompt": "S"}, {"response": "y", "overall_score": 1}]}"#;
-    let names = |parsed: Parsed<PairRow>| parsed.ignored.into_keys().collect::<Vec<_>>();
+    let names = |parsed: Parsed<Vec<PairRow>>| parsed.ignored.into_keys().collect::<Vec<_>>();
     assert_eq!(names(pairs(text)), ["completions[].custom_system_prompt", "completions[].model"]);
     let text = r#"{"input": {"messages": [{"role": "user", "content": "q"}], "parallel_tool_calls": true},
         "preferred_output": [{"role": "assistant", "content": "x"}],

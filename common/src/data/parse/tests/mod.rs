@@ -15,11 +15,11 @@ use flate2::write::GzEncoder;
 use proptest::prelude::*;
 use std::io::Write;
 
-fn pairs(text: &str) -> Parsed<PairRow> {
+fn pairs(text: &str) -> Parsed<Vec<PairRow>> {
     parse("pairs.jsonl", text.as_bytes()).unwrap()
 }
 
-fn only<T: Clone>(parsed: &Parsed<T>) -> T {
+fn only<T: Clone>(parsed: &Parsed<Vec<T>>) -> T {
     assert_eq!((parsed.rows.len(), parsed.bad_rows), (1, 0), "{:?}", parsed.bad);
     parsed.rows[0].clone()
 }

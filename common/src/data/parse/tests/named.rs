@@ -10,9 +10,9 @@ fn names(pairs: &[(&str, &str)]) -> ColumnNames {
     ColumnNames::new(&columns)
 }
 
-fn read<T: Wanted>(file: &str, bytes: &[u8], names: &ColumnNames) -> Result<Parsed<T>, ParseError> {
+fn read<T: Wanted>(file: &str, bytes: &[u8], names: &ColumnNames) -> Result<Parsed<Vec<T>>, ParseError> {
     let source = SourceFiles { files: vec![(file, memory(bytes))], names };
-    parse_sources([source], &mut Budget::default(), &mut Everything)
+    Ok(parse_sources([source], &mut Budget::default(), &mut Everything)?.in_memory()?)
 }
 
 #[test]
@@ -87,7 +87,8 @@ fn what_sources_give_is_counted_for_each() {
         },
         SourceFiles { files: vec![("two", file(two))], names: &renamed },
     ];
-    let parsed: Parsed<GoldenRow> = parse_sources(sources, &mut Budget::default(), &mut Everything).unwrap();
+    let parsed = parse_sources::<GoldenRow>(sources, &mut Budget::default(), &mut Everything).unwrap();
+    let parsed = parsed.in_memory().unwrap();
     let skipped = |duplicates, spare_answers| Skipped { duplicates, spare_answers, ..Skipped::default() };
     let source = |first: &str, files, bad_rows, skipped, admitted| ReadSource {
         first_file: first.into(),

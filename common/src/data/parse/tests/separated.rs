@@ -20,7 +20,7 @@ fn tables_of_python_are_read_as_pandas_reads_them() {
     assert!(texts.iter().any(|row| row.chosen.contains("two\nlines")));
 }
 
-fn table(text: &str) -> Parsed<PairRow> {
+fn table(text: &str) -> Parsed<Vec<PairRow>> {
     parse("x.csv", text.as_bytes()).unwrap()
 }
 
