@@ -57,9 +57,9 @@ impl Limits {
 /// There is no request or no store, or the limits cannot be set; the inputs are never at fault.
 pub async fn main(store: &str, limits: Limits) -> io::Result<()> {
     limits.impose()?;
+    let store = Store::open(store).map_err(io::Error::other)?;
     let request = tokio::task::spawn_blocking(read_request).await.map_err(io::Error::other)??;
     std::thread::spawn(exit_with_parent);
-    let store = Store::open(store).map_err(io::Error::other)?;
     let response = Response::from(request.run(&store).await);
     let mut stdout = io::stdout().lock();
     serde_json::to_writer(&mut stdout, &response)?;
