@@ -156,7 +156,8 @@ pub enum ParseError {
     #[error("{file}: holds no rows; {expected} are expected, {form}")]
     Empty { file: String, expected: &'static str, form: &'static str },
     #[error(
-        "{place}: the job's rows take more than {} GiB of memory up to here; give fewer rows, or shorter ones",
+        "{place}: up to here, the job's rows take more than the {} GiB of memory that a rank has for them; give fewer \
+         rows, or shorter ones",
         Budget::BYTES >> 30
     )]
     TooLarge { place: Place },

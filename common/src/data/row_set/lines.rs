@@ -59,14 +59,14 @@ impl Lines {
     }
 
     pub(super) fn get(&self, index: usize) -> Result<Bytes, SpillError> {
-        let entry = self.entries.get(index).ok_or_else(|| SpillError::new("there is no such row"))?;
-        self.content.range(entry.start, entry.length as usize).map_err(SpillError::new)
+        let entry = self.entries.get(index).ok_or_else(|| SpillError::line("there is no such row"))?;
+        self.content.range(entry.start, entry.length as usize).map_err(SpillError::file)
     }
 
     /// All lines, without their ends.
     pub(super) fn iter(&self) -> impl Iterator<Item = Result<Bytes, SpillError>> {
         let mut window = Window { content: &self.content, start: 0, bytes: Bytes::new() };
-        self.entries.iter().map(move |entry| window.line(entry).map_err(SpillError::new))
+        self.entries.iter().map(move |entry| window.line(entry).map_err(SpillError::file))
     }
 
     /// All lines, in pieces of about a megabyte: the content of a file that [`crate::data::rows::read`]

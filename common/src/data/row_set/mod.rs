@@ -19,20 +19,25 @@ pub(super) use self::writer::{Entry, RowWriter};
 const BATCH_ROWS: usize = 4096;
 const BATCH_BYTES: usize = 8 << 20;
 
-/// A temporary file that cannot be written or read.
+/// Rows that cannot be kept.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "cannot keep rows in a temporary file in {directory}: {what}; free space there, or set TMPDIR to a directory \
-     with more"
-)]
-pub struct SpillError {
-    pub directory: String,
-    pub what: String,
+pub enum SpillError {
+    #[error(
+        "cannot keep rows in a temporary file in {directory}: {what}; free space there, or set TMPDIR to a \
+         directory with more"
+    )]
+    File { directory: String, what: String },
+    #[error("a row cannot be kept as a line of JSON: {what}; this is a bug in Foil, please report it")]
+    Line { what: String },
 }
 
 impl SpillError {
-    fn new(what: impl fmt::Display) -> Self {
-        Self { directory: std::env::temp_dir().display().to_string(), what: what.to_string() }
+    fn file(what: impl fmt::Display) -> Self {
+        Self::File { directory: std::env::temp_dir().display().to_string(), what: what.to_string() }
+    }
+
+    fn line(what: impl fmt::Display) -> Self {
+        Self::Line { what: what.to_string() }
     }
 }
 
@@ -159,7 +164,7 @@ impl<T: Row> RowSet<T> {
 }
 
 fn decoded<T: Row>(line: &Bytes) -> Result<T, SpillError> {
-    serde_json::from_slice(line).map_err(SpillError::new)
+    serde_json::from_slice(line).map_err(SpillError::line)
 }
 
 impl Lines {
@@ -180,7 +185,7 @@ fn prompt(line: &Bytes) -> Result<Prompt, SpillError> {
     struct Prompted {
         prompt: Prompt,
     }
-    serde_json::from_slice(line).map(|row: Prompted| row.prompt).map_err(SpillError::new)
+    serde_json::from_slice(line).map(|row: Prompted| row.prompt).map_err(SpillError::line)
 }
 
 #[cfg(test)]

@@ -39,9 +39,9 @@ impl RowWriter {
     /// Writes a row. It belongs to the set if its entry is given to [`Self::finish`].
     pub(in crate::data) fn push<T: Row>(&mut self, row: &T) -> Result<Entry, SpillError> {
         let before = self.buffer.len();
-        serde_json::to_writer(&mut self.buffer, row).map_err(SpillError::new)?;
+        serde_json::to_writer(&mut self.buffer, row).map_err(SpillError::line)?;
         let length = u32::try_from(self.buffer.len() - before);
-        let length = length.map_err(|_| SpillError::new("a row takes more than 4 GiB"))?;
+        let length = length.map_err(|_| SpillError::line("it takes more than 4 GiB"))?;
         self.buffer.push(b'\n');
         self.has_groups |= !row.groups().is_empty();
         let start = self.written + before as u64;
@@ -67,9 +67,9 @@ impl RowWriter {
         let file = match &mut self.file {
             Some(file) => file,
             // It has no name, so that it goes with this process.
-            none => none.insert(tempfile::tempfile().map_err(SpillError::new)?),
+            none => none.insert(tempfile::tempfile().map_err(SpillError::file)?),
         };
-        file.write_all(&self.buffer).map_err(SpillError::new)?;
+        file.write_all(&self.buffer).map_err(SpillError::file)?;
         self.written += self.buffer.len() as u64;
         self.buffer.clear();
         Ok(())
