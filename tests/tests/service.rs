@@ -40,17 +40,15 @@ const SHOWN: [&str; 24] = [
     "foil_chunks_done_total",
 ];
 
-/// Collects files and directories below `path` that users other than their owner can access.
-fn open_to_others(path: &Path, found: &mut Vec<String>) {
-    let metadata = path.symlink_metadata().expect("a file");
+/// Collects files and directories below `path` that users other than their owner can access, and returns the
+/// number that it saw. Those that are removed meanwhile do not count.
+fn open_to_others(path: &Path, found: &mut Vec<String>) -> usize {
+    let Ok(metadata) = path.symlink_metadata() else { return 0 };
     if metadata.mode() & 0o077 != 0 {
         found.push(format!("{}: {:o}", path.display(), metadata.mode()));
     }
-    if metadata.is_dir() {
-        for entry in path.read_dir().expect("a directory").flatten() {
-            open_to_others(&entry.path(), found);
-        }
-    }
+    let entries = path.read_dir().into_iter().flatten().flatten();
+    1 + entries.map(|entry| open_to_others(&entry.path(), found)).sum::<usize>()
 }
 
 #[test]
@@ -72,8 +70,8 @@ fn submit_watch_list_and_pull() {
         assert!(told["job"] == id.as_str() && told["state"] == "succeeded", "one spelling: {told}");
     }
     let mut open = Vec::new();
-    open_to_others(&service.at("store"), &mut open);
-    open_to_others(&service.at("work/foil-one"), &mut open);
+    assert!(open_to_others(&service.at("store"), &mut open) > 20, "the store has files");
+    assert!(open_to_others(&service.at("work/foil-one"), &mut open) > 0, "the agent has a directory");
     assert!(open.is_empty(), "{open:#?}");
 
     let logged = |line: &str| serde_json::from_str::<Value>(line).unwrap_or_else(|e| panic!("{e}: {line}"));
