@@ -1,4 +1,4 @@
-//! What a generation is asked for, and what it returns.
+//! Requests and results of generation.
 
 use foil_common::spec::Sampling;
 
