@@ -1,5 +1,5 @@
 // The device interface of the stand-in for libtorch: guard, streams, events and hooks. There is one device and one
-// stream, and every operation is complete when it returns, except copies to pinned memory.
+// stream, and every operation is complete when it returns, except copies to and from pinned memory.
 
 #include <ATen/core/Generator.h>
 #include <ATen/detail/CUDAHooksInterface.h>
@@ -14,9 +14,9 @@ namespace {
 const c10::Device kDevice(c10::kCUDA, 0);
 const c10::Stream kStream(c10::Stream::DEFAULT, kDevice);
 
-// Waits for the device; `what` it waits for is traced.
-void wait_for(const char* what) {
-  finish_copies();
+// Waits for copies up to a number; `what` it waits for is traced.
+void wait_for(const char* what, std::uint64_t last = UINT64_MAX) {
+  finish_copies(last);
   note("wait", what);
 }
 
@@ -35,15 +35,15 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
   c10::DeviceIndex deviceCount() const noexcept override { return 1; }
   void record(void** event, const c10::Stream& /*on*/, const c10::DeviceIndex /*device*/,
               const c10::EventFlag /*flag*/) const override {
-    static int recorded = 0;
-    *event = &recorded;
+    // An event is the number of the last copy before it.
+    *event = reinterpret_cast<void*>(last_copy());
   }
   void destroyEvent(void* /*event*/, const c10::DeviceIndex /*device*/) const noexcept override {}
   void block(void* /*event*/, const c10::Stream& /*stream*/) const override {}
   bool queryEvent(void* /*event*/) const override { return true; }
   bool queryStream(const c10::Stream& /*stream*/) const override { return true; }
   void synchronizeStream(const c10::Stream& /*stream*/) const override { wait_for("stream"); }
-  void synchronizeEvent(void* /*event*/) const override { wait_for("event"); }
+  void synchronizeEvent(void* event) const override { wait_for("event", reinterpret_cast<std::uint64_t>(event)); }
   void synchronizeDevice(const c10::DeviceIndex /*device*/) const override { wait_for("device"); }
   void recordDataPtrOnStream(const c10::DataPtr& /*pointer*/, const c10::Stream& /*stream*/) const override {}
 };

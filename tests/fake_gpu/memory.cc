@@ -2,6 +2,7 @@
 
 #include <ATen/EmptyTensor.h>
 #include <c10/core/CachingDeviceAllocator.h>
+#include <sys/mman.h>
 
 #include <cstdlib>
 #include <cstring>
@@ -18,9 +19,12 @@ constexpr std::size_t kBlock = 512;
 
 std::size_t rounded(std::size_t bytes) { return (bytes + kBlock - 1) / kBlock * kBlock; }
 
-void* aligned(std::size_t bytes) {
+// The unit of memory protection.
+constexpr std::size_t kPage = 4096;
+
+void* aligned(std::size_t bytes, std::size_t alignment = kBlock) {
   void* block = nullptr;
-  if (posix_memalign(&block, kBlock, bytes) != 0) {
+  if (posix_memalign(&block, alignment, bytes) != 0) {
     throw std::bad_alloc();
   }
   return block;
@@ -84,10 +88,11 @@ REGISTER_ALLOCATOR(c10::DeviceType::CUDA, &device)
 class PinnedMemory final : public c10::Allocator {
  public:
   at::DataPtr allocate(std::size_t bytes) override {
-    char* address = bytes == 0 ? nullptr : static_cast<char*>(aligned(rounded(bytes)));
+    const std::size_t pages = (bytes + kPage - 1) / kPage * kPage;
+    char* address = bytes == 0 ? nullptr : static_cast<char*>(aligned(pages, kPage));
     if (address != nullptr) {
       const std::lock_guard lock(mutex_);
-      blocks_[address] = bytes;
+      blocks_[address] = {pages};
     }
     return {address, address, &release, c10::Device(c10::kCPU)};
   }
@@ -96,23 +101,66 @@ class PinnedMemory final : public c10::Allocator {
 
   bool holds(const void* address) {
     const std::lock_guard lock(mutex_);
-    const auto* byte = static_cast<const char*>(address);
-    auto after = blocks_.upper_bound(byte);
-    return after != blocks_.begin() && byte < std::prev(after)->first + std::prev(after)->second;
+    return find(address) != blocks_.end();
+  }
+
+  void protect(const void* address, std::uint64_t copy) {
+    const std::lock_guard lock(mutex_);
+    const auto found = find(address);
+    if (found != blocks_.end()) {
+      found->second.copy = copy;
+      set_access(*found, PROT_READ);
+    }
+  }
+
+  void unprotect(std::uint64_t last_copy) {
+    const std::lock_guard lock(mutex_);
+    for (auto& block : blocks_) {
+      if (block.second.copy != 0 && block.second.copy <= last_copy) {
+        set_access(block, PROT_READ | PROT_WRITE);
+        block.second.copy = 0;
+      }
+    }
   }
 
  private:
+  struct Block {
+    std::size_t bytes;
+    // The last copy that reads it; 0 after the host has waited for that.
+    std::uint64_t copy = 0;
+  };
+  using Blocks = std::map<char*, Block>;
+
   static void release(void* address);
+
+  static void set_access(const Blocks::value_type& block, int access) {
+    if (mprotect(block.first, block.second.bytes, access) != 0) {
+      throw std::bad_alloc();
+    }
+  }
+
+  Blocks::iterator find(const void* address) {
+    auto* byte = const_cast<char*>(static_cast<const char*>(address));
+    const auto after = blocks_.upper_bound(byte);
+    const bool found = after != blocks_.begin() && byte < std::prev(after)->first + std::prev(after)->second.bytes;
+    return found ? std::prev(after) : blocks_.end();
+  }
+
   std::mutex mutex_;
-  std::map<const char*, std::size_t> blocks_;
+  Blocks blocks_;
 };
 
 PinnedMemory pinned;
 
 void PinnedMemory::release(void* address) {
+  // CUDA's allocator keeps the block until the copy from it has finished.
   const std::lock_guard lock(pinned.mutex_);
-  pinned.blocks_.erase(static_cast<const char*>(address));
-  std::free(address);
+  const auto found = pinned.find(address);
+  if (found != pinned.blocks_.end()) {
+    set_access(*found, PROT_READ | PROT_WRITE);
+    pinned.blocks_.erase(found);
+    std::free(address);
+  }
 }
 
 }  // namespace
@@ -120,6 +168,8 @@ void PinnedMemory::release(void* address) {
 c10::Allocator* device_memory() { return &device; }
 c10::Allocator* pinned_memory() { return &pinned; }
 bool is_pinned(const void* address) { return pinned.holds(address); }
+void protect_pinned(const void* address, std::uint64_t copy) { pinned.protect(address, copy); }
+void unprotect_pinned(std::uint64_t last_copy) { pinned.unprotect(last_copy); }
 
 at::Tensor device_tensor(at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType kind) {
   return at::detail::empty_strided_generic(sizes, strides, &device, c10::DispatchKeySet(c10::DispatchKey::CUDA), kind);

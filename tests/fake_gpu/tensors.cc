@@ -6,6 +6,7 @@
 #include <ATen/ops/view_native.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <mutex>
 #include <vector>
 
@@ -30,9 +31,11 @@ at::Tensor empty_strided(at::IntArrayRef sizes, at::IntArrayRef strides, std::op
 
 // A copy to pinned memory that the host does not wait for yet.
 struct PendingCopy {
+  std::uint64_t number;
   at::Tensor to, from;
 };
 std::mutex pending_mutex;
+std::uint64_t copies = 0;
 std::vector<PendingCopy> pending;
 
 // Whether the host waits for the copy: always if it is from or to pageable memory, regardless of `non_blocking`.
@@ -53,10 +56,14 @@ void note_copy(const at::Tensor& to, const at::Tensor& from, bool async) {
 at::Tensor& copy(at::Tensor& to, const at::Tensor& from, bool non_blocking) {
   const bool async = is_async(to, from, non_blocking);
   note_copy(to, from, async);
-  if (async && from.is_cuda()) {
+  if (async) {
     const std::lock_guard lock(pending_mutex);
-    pending.push_back({to, from});
-    return to;
+    ++copies;
+    if (from.is_cuda()) {
+      pending.push_back({copies, to, from});
+      return to;
+    }
+    protect_pinned(from.storage().data(), copies);
   }
   const auto target = to.is_cuda() ? on_host(to) : to.detach();
   target.copy_(from.is_cuda() ? on_host(from) : from.detach());
@@ -75,12 +82,19 @@ void record_stream(at::Tensor& /*self*/, c10::Stream /*stream*/) {}
 
 }  // namespace
 
-void finish_copies() {
+std::uint64_t last_copy() {
   const std::lock_guard lock(pending_mutex);
-  for (const auto& copy : pending) {
-    copy.to.detach().copy_(on_host(copy.from));
+  return copies;
+}
+
+void finish_copies(std::uint64_t last) {
+  const std::lock_guard lock(pending_mutex);
+  const auto later = std::find_if(pending.begin(), pending.end(), [&](const auto& copy) { return copy.number > last; });
+  for (auto copy = pending.begin(); copy != later; ++copy) {
+    copy->to.detach().copy_(on_host(copy->from));
   }
-  pending.clear();
+  pending.erase(pending.begin(), later);
+  unprotect_pinned(last);
 }
 
 TORCH_LIBRARY_IMPL(aten, CUDA, m) {

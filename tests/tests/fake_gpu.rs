@@ -212,6 +212,28 @@ fn training_of_two_ranks(gpu: &FakeGpu, sharding: &str) -> Vec<Trace> {
     ranks.iter().map(|rank| gpu.trace_of(rank.id())).collect()
 }
 
+/// Weights are read into pinned memory, from which they are copied while the next ones are read.
+#[test]
+fn weights_are_copied_to_the_device_while_others_are_read() {
+    let Some(gpu) = FakeGpu::new("loading of weights") else { return };
+    for trace in training_of_two_ranks(&gpu, "ddp") {
+        let first = trace.events.iter().position(|event| event.text.contains("attention_forward")).unwrap();
+        let loading = Trace { events: trace.events[..first].to_vec() };
+        let copies = loading.events.iter().filter(|event| event.kind == "h2d");
+        // Constants of rotary embeddings are smaller.
+        let (is_async, bytes): (Vec<_>, Vec<usize>) = copies
+            .map(|event| event.text.split_once(' ').unwrap())
+            .map(|(how, rest)| (how == "async", rest.split(' ').next().unwrap().parse().unwrap()))
+            .filter(|(_, bytes)| *bytes >= 256)
+            .unzip();
+        assert!(bytes.len() > 40, "{bytes:?} bytes are copied to the device");
+        assert!(
+            is_async.iter().all(|is_async| *is_async),
+            "the host waits for copies: {bytes:?} {is_async:?}"
+        );
+    }
+}
+
 /// The positions at which the last two backward passes of a trace end.
 fn last_backwards(trace: &Trace) -> [usize; 2] {
     let is_end = |text: &str| text.starts_with("aten::embedding_dense_backward");

@@ -9,6 +9,7 @@ mod attention;
 mod batch;
 mod decoder;
 mod error;
+mod finite;
 mod head;
 mod inference;
 mod kv_cache;

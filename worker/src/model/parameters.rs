@@ -5,10 +5,12 @@ use std::path::Path;
 use std::rc::Rc;
 
 use foil_common::model::{EMBEDDINGS, LM_HEAD, ModelFilesError};
+use foil_torch::FileReader;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
 
+use super::finite::FiniteCheck;
 use super::shards::{Elements, ShardPlacement, Shards};
 use super::units::shard_range;
 use super::weights::Checkpoint;
@@ -164,7 +166,8 @@ impl Parameters {
 
     /// Whether all values are finite, as loading requires.
     pub(crate) fn are_finite(&self) -> bool {
-        self.iter().all(|(name, tensor)| check_finite(name, tensor.detach()).is_ok())
+        let mut check = FiniteCheck::default();
+        self.iter().all(|(name, tensor)| check.add(name, &tensor.detach()).is_ok()) && check.finish().is_ok()
     }
 
     /// Number of elements in all tensors.
@@ -248,17 +251,21 @@ impl Parameters {
             }
         }
         let named = config.tensors(head);
-        if let Holding::Shards(placement) = holding {
-            return Self::sharded(named, placement, device, &mut |name, range| {
-                check_finite(name, checkpoint.read_elements(name, range)?)
-            });
-        }
-        let read = |(name, _): (String, Vec<i64>)| {
-            let tensor = check_finite(&name, checkpoint.read(&name)?)?;
-            let tensor = tensor.to_kind(holding.kind(&name)).to_device(device);
-            Ok((name, tensor))
+        let mut reader = Reader::new(&checkpoint, device)?;
+        let loaded = match holding {
+            Holding::Shards(placement) => Self::sharded(named, placement, device, &mut |name, range| {
+                reader.read(name, range, Kind::Float)
+            })?,
+            _ => {
+                let mut read = |(name, shape): (String, Vec<i64>)| {
+                    let elements = reader.read(&name, 0..shape.iter().product(), holding.kind(&name))?;
+                    Ok((name, elements.view(shape.as_slice())))
+                };
+                Self::from_named(named.into_iter().map(&mut read).collect::<Result<_, ModelError>>()?)
+            }
         };
-        Ok(Self::from_named(named.into_iter().map(read).collect::<Result<_, ModelError>>()?))
+        reader.finite.finish()?;
+        Ok(loaded)
     }
 
     /// Reads shards of a language model's checkpoint, with a fresh reward head in place of the language-model
@@ -271,10 +278,14 @@ impl Parameters {
     ) -> Result<Self, ModelError> {
         let checkpoint = Checkpoint::open(dir)?;
         checkpoint.files().check(config, HeadKind::LanguageModel)?;
-        Self::sharded(config.tensors(HeadKind::Reward), placement, device, &mut |name, range| match name {
+        let mut reader = Reader::new(&checkpoint, device)?;
+        let named = config.tensors(HeadKind::Reward);
+        let loaded = Self::sharded(named, placement, device, &mut |name, range| match name {
             SCORE => Ok(elements_of(&init(config, seed, SCORE, &[1, config.hidden_size]), &range)),
-            _ => check_finite(name, checkpoint.read_elements(name, range)?),
-        })
+            _ => reader.read(name, range, Kind::Float),
+        })?;
+        reader.finite.finish()?;
+        Ok(loaded)
     }
 
     /// Converts a language model's parameters, with a fresh reward head in place of the language-model head.
@@ -288,25 +299,30 @@ impl Parameters {
     }
 }
 
+/// Reads a checkpoint to a device.
+struct Reader<'a> {
+    checkpoint: &'a Checkpoint,
+    files: FileReader,
+    /// The tensors that were read.
+    finite: FiniteCheck,
+}
+
+impl<'a> Reader<'a> {
+    fn new(checkpoint: &'a Checkpoint, device: Device) -> Result<Self, ModelError> {
+        Ok(Self { checkpoint, files: FileReader::new(device)?, finite: FiniteCheck::default() })
+    }
+
+    /// A range of a tensor's elements as `kind`: `[elements]`.
+    fn read(&mut self, name: &str, range: Range<i64>, kind: Kind) -> Result<Tensor, ModelError> {
+        let elements = self.checkpoint.read_to(&self.files, name, range, kind)?;
+        self.finite.add(name, &elements)?;
+        Ok(elements)
+    }
+}
+
 /// A range of a tensor's elements in row-major order.
 pub(super) fn elements_of(tensor: &Tensor, range: &Range<i64>) -> Tensor {
     tensor.reshape([-1]).narrow(0, range.start, range.end - range.start)
-}
-
-/// Rejects NaN and infinity at loading; later they would look like diverged training.
-fn check_finite(name: &str, tensor: Tensor) -> Result<Tensor, ModelError> {
-    // Both are NaN if any element is. Unlike a mask, they take no memory.
-    let (min, max) = tensor.f_aminmax(None, false)?;
-    if [min, max].iter().all(|bound| bound.double_value(&[]).is_finite()) {
-        return Ok(tensor);
-    }
-    let faults = tensor.numel() as i64 - tensor.isfinite().sum(Kind::Int64).int64_value(&[]);
-    let reason = format!(
-        "{faults} of its {} numbers in the checkpoint are NaN or infinite; the checkpoint is damaged, or comes from a \
-         training that diverged",
-        tensor.numel()
-    );
-    Err(ModelFilesError::tensor(name, reason).into())
 }
 
 /// Initial values: norms 1, biases 0, matrices normal. A reward model's head starts small, so that initial

@@ -5,8 +5,9 @@ use std::ops::Range;
 use std::path::Path;
 
 use foil_common::model::{ModelFilesError, WeightFiles};
+use foil_torch::FileReader;
 use safetensors::Dtype;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::ModelError;
 
@@ -52,11 +53,23 @@ impl Checkpoint {
 
     /// Reads a range of a tensor's elements in row-major order, as fp32 on the CPU: `[elements]`.
     pub(crate) fn read_elements(&self, name: &str, range: Range<i64>) -> Result<Tensor, ModelError> {
+        self.read_to(&FileReader::new(Device::Cpu)?, name, range, Kind::Float)
+    }
+
+    /// Reads a range of a tensor's elements in row-major order, as `kind` on the reader's device:
+    /// `[elements]`.
+    pub(super) fn read_to(
+        &self,
+        reader: &FileReader,
+        name: &str,
+        range: Range<i64>,
+        kind: Kind,
+    ) -> Result<Tensor, ModelError> {
         let wrong = |reason: String| ModelFilesError::tensor(name, reason);
         let Some(entry) = self.files.get(name) else {
             return Err(wrong("not in the checkpoint".to_owned()).into());
         };
-        let kind = match entry.dtype {
+        let stored_kind = match entry.dtype {
             Dtype::F32 => Kind::Float,
             Dtype::BF16 => Kind::BFloat16,
             Dtype::F16 => Kind::Half,
@@ -70,12 +83,13 @@ impl Checkpoint {
         if range.start < 0 || range.start > range.end || range.end > stored {
             return Err(wrong(format!("it has {stored} elements, but {range:?} were asked for")).into());
         }
-        let size = kind.elt_size_in_bytes() as u64;
+        let size = stored_kind.elt_size_in_bytes() as u64;
         let path = &self.files.paths()[entry.file];
         let file = File::open(path).map_err(ModelError::io(path))?;
         let start = entry.start + range.start as u64 * size;
-        let tensor = foil_torch::read(&file, start, range.end - range.start, kind)
-            .map_err(|error| wrong(format!("{}: {error}", path.display())))?;
-        Ok(tensor.to_kind(Kind::Float))
+        let elements = range.end - range.start;
+        reader
+            .read(&file, start, elements, stored_kind, kind)
+            .map_err(|error| wrong(format!("{}: {error}", path.display())).into())
     }
 }

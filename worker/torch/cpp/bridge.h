@@ -141,8 +141,20 @@ void use_cpu_kernels(bool on);
 bool cpu_kernels_in_use();
 void keep_freed_memory();
 void clear_gradients(const TensorList& tensors);
-void read_into(std::int32_t file, std::uint64_t offset, const at::Tensor& into);
 std::unique_ptr<at::Tensor> upload(const at::Tensor& host, std::int32_t device);
+
+// Reads files into flat tensors.
+class FileReader {
+ public:
+  FileReader();
+  ~FileReader();
+  // Reads `into`, stored from byte `start` in the kind of `like`, whose elements do not matter.
+  void read(std::int32_t file, std::uint64_t start, const at::Tensor& like, const at::Tensor& into) const;
+  struct Inner;
+  std::unique_ptr<Inner> inner;
+};
+// For tensors of a GPU and of the host, or of the host only.
+std::unique_ptr<FileReader> new_file_reader(bool for_gpu);
 
 // Copies to the host on a separate stream.
 class Downloads {

@@ -176,6 +176,10 @@ mod bridge {
         fn clear_gradients(tensors: &TensorList) -> Result<()>;
         fn upload(host: &Tensor, device: i32) -> Result<UniquePtr<Tensor>>;
 
+        type FileReader;
+        fn new_file_reader(for_gpu: bool) -> Result<UniquePtr<FileReader>>;
+        fn read(self: &FileReader, file: i32, start: u64, like: &Tensor, into: &Tensor) -> Result<()>;
+
         type Downloads;
         fn new_downloads(device: i32) -> Result<UniquePtr<Downloads>>;
         fn copy(self: &Downloads, from: &Tensor, into: &Tensor) -> Result<()>;
@@ -247,7 +251,6 @@ mod bridge {
             inputs: &TensorList,
             results: Pin<&mut TensorList>,
         ) -> Result<()>;
-        fn read_into(file: i32, offset: u64, into: &Tensor) -> Result<()>;
         type CpuMemory;
         fn count_cpu_memory() -> Result<UniquePtr<CpuMemory>>;
         fn current(self: &CpuMemory) -> i64;

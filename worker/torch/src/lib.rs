@@ -4,7 +4,8 @@
 //! - [`ops`]: fused operations of a decoder layer, token sampling, log-probabilities and AdamW.
 //! - [`autograd`]: backward passes and activation checkpointing.
 //! - [`runtime`] and [`CpuMemory`]: settings of libtorch, and memory use of its tensors.
-//! - [`read()`], [`upload()`] and [`Downloads`]: tensors from files and numbers, to the device and from it.
+//! - [`FileReader`], [`upload()`] and [`Downloads`]: tensors from files and numbers, to the device and from
+//!   it.
 //!
 //! The C++ side is in `cpp`, in folders of the same names. No C++ exception crosses into Rust: every failure
 //! is an [`Error`].
@@ -30,5 +31,5 @@ pub use error::{Error, Result};
 pub use ffi::{AdamW, SampledToken, Segment};
 pub use memory::{CpuMemory, device as device_memory};
 pub use net::network_interface;
-pub use read::read;
+pub use read::FileReader;
 pub use upload::{Numbers, upload};

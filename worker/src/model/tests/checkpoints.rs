@@ -267,6 +267,6 @@ fn non_finite_weights_are_refused_at_loading() {
             let norm = tensors.iter_mut().find(|tensor| tensor.0 == "model.norm.weight").unwrap();
             norm.3[4..8].copy_from_slice(&value.to_le_bytes());
         });
-        assert!(message.contains("model.norm.weight: 1 of its 24 numbers"), "{message}");
+        assert!(message.contains("model.norm.weight: some of its 24 numbers"), "{message}");
     }
 }
