@@ -5,7 +5,7 @@ use foil_common::spec::Sampling;
 use foil_torch::Numbers;
 use tch::{Device, Kind, Tensor};
 
-use super::noise::complements;
+use super::noise::negative_complements;
 use super::sampler::Sampler;
 use super::sequence::Active;
 use super::{GenerateError, GenerationConfig, Token};
@@ -87,9 +87,8 @@ impl<'a> DeviceSampler<'a> {
     fn sample_part(&self, logits: &Tensor, rows: &SamplerRows<'_>) -> Tensor {
         let penalized = self.apply_penalties(&logits.narrow(1, 0, self.candidates), rows);
         let ids = choose(&penalized, self.sampling, rows.noise_keys);
-        let log_probs =
-            logits.log_softmax(1, Kind::Double).gather(1, &ids.unsqueeze(1), false).squeeze_dim(1);
-        Tensor::stack(&[ids, log_probs.view_dtype(Kind::Int64)], 0)
+        let log_probs = logits.log_softmax(1, Kind::Float).gather(1, &ids.unsqueeze(1), false).squeeze_dim(1);
+        Tensor::stack(&[ids, log_probs.to_kind(Kind::Double).view_dtype(Kind::Int64)], 0)
     }
 
     /// The logits after repetition penalty and minimum length.
@@ -131,11 +130,15 @@ fn choose(logits: &Tensor, sampling: &Sampling, noise_keys: &Tensor) -> Tensor {
         return logits.argmax(1, false);
     }
     let vocab_size = logits.size()[1];
-    let logits = logits.to_kind(Kind::Double);
-    let weights = ((&logits - logits.amax([1], true)) / sampling.temperature).exp();
-    let weights = keep_top_p(keep_top_k(weights, &logits, sampling.top_k as i64), sampling.top_p);
-    let times = -(-complements(noise_keys, vocab_size)).log1p() / weights;
-    times.argmin(1, false)
+    // A difference of fp32 and fp64 is computed in fp64, without a copy of the logits.
+    let mut scaled = logits - logits.amax([1], true).to_kind(Kind::Double);
+    if sampling.temperature != 1.0 {
+        scaled = scaled / sampling.temperature;
+    }
+    let weights = keep_top_p(keep_top_k(scaled.exp_(), logits, sampling.top_k as i64), sampling.top_p);
+    // ln(u)/p, the negative of the arrival time. It is −∞ for tokens of probability 0.
+    let negative_times = negative_complements(noise_keys, vocab_size).log1p_() / weights;
+    negative_times.argmax(1, false)
 }
 
 /// Keeps the k largest logits of each row and any that equal the k-th.

@@ -75,13 +75,14 @@ pub(super) fn step_keys(keys: &Tensor, steps: i64) -> Tensor {
     mix_tensor(&keys.unsqueeze(1).bitwise_xor_tensor(&mix_tensor(&steps)))
 }
 
-/// [`StepNoise::complement`] for the first `vocab_size` token ids of the rows with these `keys`, `[rows]`,
-/// int64: `[rows, vocab_size]`, fp64.
-pub(super) fn complements(keys: &Tensor, vocab_size: i64) -> Tensor {
+/// The negative of [`StepNoise::complement`] for the first `vocab_size` token ids of the rows with these
+/// `keys`, `[rows]`, int64: `[rows, vocab_size]`, fp64.
+pub(super) fn negative_complements(keys: &Tensor, vocab_size: i64) -> Tensor {
     let tokens = Tensor::arange_start(1, vocab_size + 1, (Kind::Int64, keys.device()));
     let bits = keys.unsqueeze(1) + tokens * GOLDEN_GAMMA.cast_signed();
     let bits = shift_right(&mix_tensor(&bits), 11);
-    (bits.to_kind(Kind::Double) + 0.5) * UNIT
+    // A tensor of the host that is a number converts the bits to fp64 as they are read.
+    (bits + Tensor::from(0.5_f64)) * -UNIT
 }
 
 /// [`mix`] of each number; signed multiplication wraps to the same bits.
@@ -147,8 +148,8 @@ mod tests {
         let keys: Vec<i64> = completions.iter().map(|noise| noise.key().cast_signed()).collect();
         let keys = step_keys(&Tensor::from_slice(&keys), 9);
         for step in 0..9 {
-            let tensor = complements(&keys.select(1, step), 700);
-            let numbers = Vec::<f64>::try_from(tensor.view(-1)).unwrap();
+            let tensor = negative_complements(&keys.select(1, step), 700);
+            let numbers = Vec::<f64>::try_from(-tensor.view(-1)).unwrap();
             let noise = completions.iter().map(|noise| noise.step(step as usize));
             let expected = noise.flat_map(|noise| (0..700).map(move |token| noise.complement(token)));
             assert!(numbers.into_iter().eq(expected));
