@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status};
 
 use super::auth::{Caller, caller, may_change, only_admins};
 use super::deletion::{not_deleted, refused};
+use super::device_warning::device_warning;
 use super::inputs::Inputs;
 use super::limits::{bounded_warnings, check_spec};
 use super::lineage;
@@ -32,7 +33,6 @@ use crate::plan;
 use crate::resolve::{ModelArtifacts, Request as InputRequest, Resolver};
 use crate::tenant::Tenant;
 use crate::trackers;
-use foil_common::plural::counted;
 
 const MAX_REQUEST_ID_BYTES: usize = 128;
 
@@ -310,12 +310,6 @@ fn listed_tenant(caller: &Caller, tenant: &str, all_tenants: bool) -> Result<Opt
     }
 }
 
-async fn device_warning(driver: &UserHandle, job: &spec::Job) -> Result<Option<String>, Status> {
-    let kind = job.resources.device.name();
-    let connected = driver.devices(kind).await.map_err(stopped)?;
-    Ok(device_shortage(job.resources.ranks, kind, connected))
-}
-
 /// Page token; empty if no page follows.
 fn token(next: Option<Cursor>) -> String {
     next.map(|cursor| cursor.to_string()).unwrap_or_default()
@@ -324,25 +318,6 @@ fn token(next: Option<Cursor>) -> String {
 /// A new job id; ids sort by time of submission.
 fn new_id() -> String {
     ulid::Ulid::new().to_string().to_lowercase()
-}
-
-/// Prefix of the warning that a job waits for workers.
-const DEVICE_WARNING_PREFIX: &str = "resources.ranks: ";
-
-/// Warning that the connected workers have fewer devices than the job has ranks.
-fn device_shortage(ranks: u32, kind: &str, connected: usize) -> Option<String> {
-    (connected < ranks as usize).then(|| {
-        let (ranks, devices) = (counted(ranks, "rank"), counted(connected, "such device"));
-        format!(
-            "{DEVICE_WARNING_PREFIX}the job wants {ranks} on {kind}, and the workers connected now have {devices}; it waits until \
-             there are more"
-        )
-    })
-}
-
-/// True for a warning about the connected workers rather than the job.
-pub fn is_device_warning(warning: &str) -> bool {
-    warning.starts_with(DEVICE_WARNING_PREFIX)
 }
 
 fn wire_plan(phases: &[plan::Phase], datasets: Vec<v1::DatasetSummary>) -> v1::Plan {
@@ -388,16 +363,5 @@ mod tests {
         let shortage = "resources.ranks: the job wants 8";
         assert_eq!(told(Some(shortage)), (vec![kept.clone(), shortage.to_owned()], vec![kept.clone()]));
         assert!(existing(found(), "r", "other", None).is_err());
-    }
-
-    #[test]
-    fn a_shortage_of_devices_is_a_warning() {
-        assert_eq!(device_shortage(2, "cpu", 2), None);
-        let warning = device_shortage(80, "cuda", 8).unwrap();
-        assert!(
-            warning.contains("wants 80 ranks on cuda") && warning.contains("have 8 such devices"),
-            "{warning}"
-        );
-        assert!(is_device_warning(&warning));
     }
 }

@@ -10,6 +10,7 @@ mod agents;
 mod auth;
 mod connections;
 mod deletion;
+mod device_warning;
 mod grpc_web;
 mod inputs;
 mod jobs;
@@ -35,8 +36,8 @@ mod workers;
 
 pub use agents::AgentsService;
 pub use connections::Limits;
+pub use device_warning::is_device_warning;
 pub use jobs::JobsService;
-pub use jobs::is_device_warning;
 pub use results::ResultsService;
 pub use serve::{Serve, ServeError, serve};
 pub use storage::StorageService;

@@ -3,6 +3,7 @@
 mod children;
 pub(crate) mod directory;
 pub(crate) mod lock;
+mod prune;
 mod store_lock;
 
 use std::path::Path;
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 
 use self::children::{Children, Setup};
 use self::directory::Directory;
+use self::prune::prune_store;
 use self::store_lock::StoreLock;
 use super::args::{LogFormat, RunArgs};
 use super::client::{Client, Refused, is_ended};
@@ -270,7 +272,7 @@ fn conclude(
         return Err(Failure { error, summary: Some(summary) });
     }
     if !args.keep && args.store.is_none() {
-        directory.prune_store(job)?;
+        prune_store(&directory.store(), job)?;
     }
     if !args.json {
         show(directory, job, started)?;

@@ -6,6 +6,7 @@ mod agents;
 mod apply;
 mod deletion;
 mod devices;
+mod entry;
 mod hosts;
 mod references;
 mod tenants;
@@ -21,14 +22,15 @@ use foil_proto::v1::{self, agent_command, rank_command};
 
 use self::deletion::Graves;
 pub use self::deletion::{DeleteError, Holder, PinError, Refusal};
+use self::entry::{Entry, Waiting};
 use self::hosts::Hosts;
 pub use self::hosts::NotAdmitted;
 use self::references::References;
 use self::tenants::Quotas;
 use crate::clock::Now;
 use crate::cluster::{Cluster, Liveness, Placement};
-use crate::job::{self, Change, Event, GarbageSet, JobState, JobStatus, PastEvent, StateError, Submitted};
-use crate::queue::{Policy, Wait};
+use crate::job::{self, Change, Event, GarbageSet, JobStatus, StateError, Submitted};
+use crate::queue::Policy;
 use crate::schedule::{
     Attempt, Counter, Deadlines, Hello, Input, Level, ProtocolError, Report, ShardSaved, StepTaken, StepUsage,
 };
@@ -124,42 +126,6 @@ pub struct Core {
 
 fn waits_for_store(trouble: &str) -> String {
     format!("the job waits for the store: {trouble}")
-}
-
-#[derive(Debug)]
-struct Entry {
-    // Boxed because it is large and map nodes are up to half empty.
-    state: Box<JobState>,
-    attempt: Option<Box<Attempt>>,
-    /// Durable events as watchers see them.
-    history: Vec<PastEvent>,
-    /// Progress of the running attempt as last published.
-    progress: Option<v1::PhaseProgress>,
-    waiting: Option<Waiting>,
-}
-
-impl Entry {
-    /// Reason why the job waits; none once it is canceled or has ended, even before the next allocation.
-    fn current_wait(&self) -> Option<Wait> {
-        let wants_devices =
-            !self.state.is_ended() && !matches!(self.state.status, JobStatus::Cancelling { .. });
-        self.waiting.as_ref().filter(|_| wants_devices)?.current
-    }
-
-    /// [`Entry::current_wait`] as users see it.
-    fn visible_wait(&self) -> Option<v1::JobWait> {
-        Some(self.current_wait()?.view(self.state.submitted.tenant()))
-    }
-}
-
-/// A job that lacks devices.
-#[derive(Debug, Clone)]
-struct Waiting {
-    since: Duration,
-    /// The most recent decision on the job; none before the first.
-    current: Option<Wait>,
-    /// The wait that was last published to watchers.
-    announced: Option<Wait>,
 }
 
 /// A rank process that may write objects of its job.

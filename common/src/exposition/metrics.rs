@@ -1,15 +1,4 @@
-//! The `/metrics` page: every series with its help and type.
-//!
-//! Counters, histograms and gauges that live as long as the process go through the `metrics` crate. Gauges
-//! whose series come and go, such as those of agents, are set as whole families instead. A series that is not
-//! in the latest family disappears, so that no alert depends on something that does not exist.
-
-use std::collections::BTreeMap;
-use std::fmt::Write;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
-use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
-use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+//! The metrics that live as long as the process.
 
 /// Bucket bounds in seconds, from an append to a local disk to an object store that is unavailable.
 const APPEND_SECONDS: &[f64] =
@@ -26,7 +15,7 @@ const SAVE_SECONDS: &[f64] =
     &[0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0];
 
 /// Name, labels and help of each.
-const COUNTERS: &[(&str, &[&str], &str)] = &[
+pub(super) const COUNTERS: &[(&str, &[&str], &str)] = &[
     (
         "foil_artifact_bytes_total",
         &["direction"],
@@ -108,7 +97,7 @@ const COUNTERS: &[(&str, &[&str], &str)] = &[
 
 /// Counters of a coordinator that alerts and dashboards watch. They exist from the start, because a series
 /// that begins at 1 shows no increase.
-const ALARMS: &[&str] = &[
+pub(super) const ALARMS: &[&str] = &[
     "foil_audit_records_lost_total",
     "foil_checkpoint_verify_failures_total",
     "foil_checkpoints_committed_total",
@@ -122,7 +111,7 @@ const ALARMS: &[&str] = &[
     "foil_worker_faults_total",
 ];
 
-const GAUGES: &[(&str, &[&str], &str)] = &[
+pub(super) const GAUGES: &[(&str, &[&str], &str)] = &[
     ("foil_agent_ranks", &[], "Rank processes that run on this agent."),
     ("foil_build_info", &["version", "build"], "1, with version and build as labels."),
     ("foil_checkpoint_bytes", &[], "Size of the checkpoint committed last."),
@@ -169,7 +158,7 @@ const GAUGES: &[(&str, &[&str], &str)] = &[
 ];
 
 /// Name, labels, help and bucket bounds of each.
-const HISTOGRAMS: &[(&str, &[&str], &str, &[f64])] = &[
+pub(super) const HISTOGRAMS: &[(&str, &[&str], &str, &[f64])] = &[
     (
         "foil_checkpoint_stall_seconds",
         &[],
@@ -200,33 +189,6 @@ const HISTOGRAMS: &[(&str, &[&str], &str, &[f64])] = &[
     ("foil_step_seconds", &["phase"], "Duration of optimizer steps, by phase.", STEP_SECONDS),
 ];
 
-/// The recorder's settings: histograms with buckets, which can be aggregated over processes.
-pub fn builder() -> Result<PrometheusBuilder, BuildError> {
-    HISTOGRAMS.iter().try_fold(PrometheusBuilder::new(), |builder, (name, .., bounds)| {
-        builder.set_buckets_for_metric(Matcher::Full((*name).to_owned()), bounds)
-    })
-}
-
-/// Registers the help of each of Foil's metrics with the current recorder.
-pub fn describe() {
-    for (name, _, help) in COUNTERS {
-        describe_counter!(*name, *help);
-    }
-    for (name, _, help) in GAUGES {
-        describe_gauge!(*name, *help);
-    }
-    for (name, _, help, _) in HISTOGRAMS {
-        describe_histogram!(*name, Unit::Seconds, *help);
-    }
-}
-
-/// Starts the counters that alerts watch, at 0.
-pub fn start_alarms() {
-    for name in ALARMS {
-        metrics::counter!(*name).increment(0);
-    }
-}
-
 /// The description of a metric.
 #[derive(Debug, Clone, Copy)]
 pub struct Description {
@@ -245,162 +207,4 @@ pub fn described() -> impl Iterator<Item = Description> {
     let gauges = GAUGES.iter().map(move |(name, labels, help)| gauge(*name, *labels, *help));
     let histograms = HISTOGRAMS.iter().map(move |(name, labels, help, _)| histogram(*name, *labels, *help));
     counters.chain(gauges).chain(histograms)
-}
-
-/// A gauge with all of its current series.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Family {
-    name: &'static str,
-    help: &'static str,
-    series: Vec<(Vec<(&'static str, String)>, f64)>,
-}
-
-impl Family {
-    pub fn new(name: &'static str, help: &'static str) -> Self {
-        Self { name, help, series: Vec::new() }
-    }
-
-    #[must_use]
-    pub fn with(mut self, labels: &[(&'static str, &str)], value: f64) -> Self {
-        self.series.push((labels.iter().map(|(name, value)| (*name, (*value).to_owned())).collect(), value));
-        self
-    }
-
-    /// Prometheus text format; empty if there are no series.
-    pub fn render(&self) -> String {
-        let Self { name, help, series } = self;
-        let mut text = String::new();
-        if series.is_empty() {
-            return text;
-        }
-        // Writing to a string cannot fail.
-        let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n");
-        for (labels, value) in series {
-            let labels: Vec<String> =
-                labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
-            let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
-            let _ = writeln!(text, "{name}{labels} {value}");
-        }
-        text
-    }
-}
-
-fn escaped(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
-}
-
-/// The families by name; global, as the recorder is.
-static FAMILIES: Mutex<BTreeMap<&'static str, Family>> = Mutex::new(BTreeMap::new());
-
-fn families() -> MutexGuard<'static, BTreeMap<&'static str, Family>> {
-    // The map is consistent at any moment, even after a panic.
-    FAMILIES.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Replaces the families of the same names.
-pub fn show(shown: impl IntoIterator<Item = Family>) {
-    families().extend(shown.into_iter().map(|family| (family.name, family)));
-}
-
-/// Removes all families, when this process no longer owns what they describe.
-pub fn hide() {
-    families().clear();
-}
-
-/// The `/metrics` page.
-pub fn render(recorder: &PrometheusHandle) -> String {
-    let mut text = recorder.render();
-    text.extend(families().values().map(Family::render));
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::Write;
-    use std::process::{Command, Stdio};
-
-    use super::*;
-
-    /// A page with every metric once, and a family.
-    fn rendered() -> String {
-        let recorder = builder().unwrap().build_recorder();
-        metrics::with_local_recorder(&recorder, || {
-            describe();
-            for (name, ..) in COUNTERS {
-                metrics::counter!(*name, "cause" => "x").increment(1);
-            }
-            for (name, ..) in GAUGES {
-                metrics::gauge!(*name).set(1.5);
-            }
-            for (name, ..) in HISTOGRAMS {
-                metrics::histogram!(*name).record(0.2);
-            }
-        });
-        let family = Family::new("foil_agents", "Agents, by the state of their streams.");
-        recorder.handle().render() + &family.with(&[("state", "connected")], 2.0).render()
-    }
-
-    #[test]
-    fn every_series_has_help_and_type_and_histograms_have_buckets() {
-        let text = rendered();
-        for (kind, names) in [
-            ("counter", COUNTERS.iter().map(|(name, ..)| *name).collect::<Vec<_>>()),
-            ("gauge", GAUGES.iter().map(|(name, ..)| *name).chain(["foil_agents"]).collect()),
-            ("histogram", HISTOGRAMS.iter().map(|(name, ..)| *name).collect()),
-        ] {
-            for name in names {
-                assert!(text.contains(&format!("# HELP {name} ")), "{name}\n{text}");
-                assert!(text.contains(&format!("# TYPE {name} {kind}\n")), "{name}\n{text}");
-            }
-        }
-        assert!(text.contains("foil_log_append_seconds_bucket{le=\"0.25\"} 1\n"), "{text}");
-        assert!(text.contains("foil_phase_seconds_bucket{le=\"+Inf\"} 1\n"), "{text}");
-    }
-
-    /// Skipped if there is no promtool (Debian's package prometheus has it).
-    #[test]
-    fn promtool_accepts_the_page() {
-        let spawned = Command::new("promtool")
-            .args(["check", "metrics"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn();
-        let Ok(mut promtool) = spawned else {
-            eprintln!("skipped: promtool is not installed");
-            return;
-        };
-        promtool.stdin.take().unwrap().write_all(rendered().as_bytes()).unwrap();
-        let output = promtool.wait_with_output().unwrap();
-        let told = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success() && told.is_empty(), "{told}");
-    }
-
-    #[test]
-    fn a_family_shows_its_current_series() {
-        let ages = || Family::new("foil_ages", "Ages.");
-        let both = ages().with(&[("agent", "a")], 1.0).with(&[("agent", "b\"\\\n")], 2.5);
-        assert_eq!(
-            both.render(),
-            "# HELP foil_ages Ages.\n# TYPE foil_ages gauge\nfoil_ages{agent=\"a\"} 1\n\
-             foil_ages{agent=\"b\\\"\\\\\\n\"} 2.5\n"
-        );
-        assert!(ages().with(&[], 3.0).render().ends_with("\nfoil_ages 3\n"));
-        assert_eq!(ages().render(), "");
-    }
-
-    #[test]
-    fn a_series_that_is_not_set_again_disappears() {
-        let recorder = PrometheusBuilder::new().build_recorder().handle();
-        let shown = |agents: &[&str]| {
-            let family = Family::new("foil_test_agents", "For this test.");
-            show([agents.iter().fold(family, |family, agent| family.with(&[("agent", agent)], 1.0))]);
-            render(&recorder)
-        };
-        assert!(shown(&["a", "b"]).contains("agent=\"b\""));
-        let left = shown(&["a"]);
-        assert!(left.contains("agent=\"a\"") && !left.contains("agent=\"b\""), "{left}");
-        hide();
-        assert_eq!(render(&recorder), "");
-    }
 }
