@@ -1,8 +1,5 @@
 //! Encodes every row the way the phases do, so that no row can fail the job later.
 
-use std::num::NonZero;
-use std::thread;
-
 use foil_common::data::row_set::RowSet;
 use foil_common::data::rows::{DemonstrationRow, GoldenRow, PairRow, PromptRow, Row};
 use foil_common::datasets;
@@ -12,12 +9,10 @@ use foil_common::text::{Encoded, EncodedPrompt, Encoder, Limits, Response, TextE
 
 use super::compatibility::{POLICY, REWARD};
 use super::encoders::Encoders;
+use super::parallel::map_in_parallel;
 use super::sets::{SHOWN_BAD, Sets};
 use super::source_counts::{EQUAL_TOKENS, UNENCODABLE};
 use super::{EXAMPLE, Models, ResolveError};
-
-/// Minimum number of rows per thread.
-const ROWS_PER_THREAD: usize = 256;
 
 /// The parts of a row that encoding truncates.
 #[derive(Debug, Clone, Copy, Default)]
@@ -254,25 +249,4 @@ impl Checker<'_> {
         }
         warnings
     }
-}
-
-/// Applies a function to all rows on several threads; results are in row order.
-pub(super) fn map_in_parallel<T: Sync, R: Send>(rows: &[T], apply: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let threads = thread::available_parallelism().map_or(1, NonZero::get);
-    let rows_per_thread = rows.len().div_ceil(threads).max(ROWS_PER_THREAD);
-    if rows.len() <= rows_per_thread {
-        return rows.iter().map(apply).collect();
-    }
-    let apply = &apply;
-    let parts: Vec<Vec<R>> = thread::scope(|scope| {
-        let workers: Vec<_> = rows
-            .chunks(rows_per_thread)
-            .map(|rows| scope.spawn(move || rows.iter().map(apply).collect::<Vec<R>>()))
-            .collect();
-        workers
-            .into_iter()
-            .map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-            .collect()
-    });
-    parts.into_iter().flatten().collect()
 }

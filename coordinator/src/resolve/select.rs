@@ -10,7 +10,7 @@ use foil_common::data::split::Lottery;
 use foil_common::spec::{Bounds, DataSource, RowFilter};
 use foil_common::text::{Encoder, Limits, Response};
 
-use super::check::map_in_parallel;
+use super::parallel::map_in_parallel;
 use super::source_counts::{LIMIT, NEAR_DUPLICATE, SourceCount, WEIGHT};
 
 /// How a set is selected from its sources.

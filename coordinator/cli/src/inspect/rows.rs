@@ -6,6 +6,7 @@ use foil_common::data::rows::{Prompt, Row};
 use foil_common::text::inspect::{self, LengthAccuracy, Reader};
 use foil_common::text::{Encoder, Limits, TextError};
 use foil_coordinator::resolve::local::{LocalInputs, LocalSet, Rows};
+use foil_coordinator::resolve::map_in_parallel;
 use serde_json::{Map, Value, json};
 
 use super::measure::{self, Measured};
@@ -48,7 +49,7 @@ impl Report<'_> {
 
     /// Measures the rows and shows the first ones. `names` has the names of the responses of all rows and of
     /// one. Returns the lengths of the prompts, and those of each response.
-    fn rows<T: Row>(
+    fn rows<T: Row + Sync>(
         &mut self,
         local: &LocalInputs,
         (encoder, reader): (&Encoder, Reader),
@@ -57,11 +58,19 @@ impl Report<'_> {
     ) -> Result<(Vec<usize>, Vec<Vec<usize>>)> {
         let mut prompts = Vec::with_capacity(rows.len());
         let mut responses = vec![Vec::with_capacity(rows.len()); names.len()];
-        for row in rows.iter() {
-            let row = row?;
-            prompts.push(inspect::prompt_length(encoder, row.prompt())?);
-            for (lengths, response) in responses.iter_mut().zip(row.responses()) {
-                lengths.push(inspect::response_length(encoder, row.prompt(), response)?);
+        let measure = |row: &T| -> Result<(usize, Vec<usize>), TextError> {
+            let prompt = row.prompt();
+            let responses = row.responses().into_iter();
+            let responses = responses.map(|response| inspect::response_length(encoder, prompt, response));
+            Ok((inspect::prompt_length(encoder, prompt)?, responses.collect::<Result<_, _>>()?))
+        };
+        for batch in rows.batches() {
+            for measured in map_in_parallel(&batch?, measure) {
+                let (prompt, lengths) = measured?;
+                prompts.push(prompt);
+                for (all, length) in responses.iter_mut().zip(lengths) {
+                    all.push(length);
+                }
             }
         }
         let lengths: Vec<&[usize]> = responses.iter().map(Vec::as_slice).collect();
