@@ -7,6 +7,11 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::super::*;
 
+/// Number of steps of the phase that the rank trains.
+pub(super) const STEPS: u64 = 600;
+/// Number of metrics of a step beside its loss: a step's line takes more than 512 bytes.
+const OTHER_METRICS: usize = 30;
+
 pub(super) async fn start(address: SocketAddr) -> (mpsc::Sender<v1::AgentMessage>, mpsc::Sender<(u64, f64)>) {
     let url = format!("http://{address}");
     let (agent, stream) = mpsc::channel(8);
@@ -58,10 +63,18 @@ async fn rank(
             continue;
         }
         while let Some((step, loss)) = steps.lock().await.recv().await {
-            let metrics = vec![v1::Metric { name: "loss".into(), value: loss, se: None }];
+            let metric = |name, value| v1::Metric { name, value, se: None };
+            let others = (0..OTHER_METRICS).map(|number| metric(format!("other_{number:02}"), 0.1));
+            let metrics = std::iter::once(metric("loss".to_owned(), loss)).chain(others).collect();
             let phase = "r00.sft".to_owned();
-            let report =
-                v1::StepReport { phase, attempt: run.attempt, step, steps: 3, metrics, ..Default::default() };
+            let report = v1::StepReport {
+                phase,
+                attempt: run.attempt,
+                step,
+                steps: STEPS,
+                metrics,
+                ..Default::default()
+            };
             send(Message::Step(report)).await.unwrap();
         }
     }

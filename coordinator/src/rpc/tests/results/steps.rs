@@ -68,7 +68,7 @@ async fn the_steps_of_a_running_phase_are_there_before_it_ends() {
     let (_worker, steps) = stepping::start(coordinator.address).await;
     let curve = async |wanted: u32| {
         let mut client = client.clone();
-        let request = v1::GetStepsRequest { job_id: JOB.into(), ..Default::default() };
+        let request = v1::GetStepsRequest { job_id: JOB.into(), max_points: 2000, ..Default::default() };
         loop {
             let found = client.get_steps(request.clone()).await.unwrap().into_inner();
             let phase = found.phases.into_iter().next();
@@ -80,9 +80,16 @@ async fn the_steps_of_a_running_phase_are_there_before_it_ends() {
     };
     steps.send((1, 4.0)).await.unwrap();
     let first = curve(1).await;
-    assert_eq!((first.phase.as_str(), first.running, first.steps), ("r00.sft", true, 3));
+    assert_eq!((first.phase.as_str(), first.running, first.steps), ("r00.sft", true, stepping::STEPS as u32));
     steps.send((2, 2.0)).await.unwrap();
     let second = curve(2).await;
     assert_eq!((second.step.as_slice(), second.curves[0].mean.as_slice()), (&[1, 2][..], &[4.0, 2.0][..]));
+    // Their lines take more than what is read at a time.
+    for step in 3..=stepping::STEPS {
+        steps.send((step, 1.0 / step as f64)).await.unwrap();
+    }
+    let all = curve(stepping::STEPS as u32).await;
+    assert!(all.step.iter().copied().eq(1..=stepping::STEPS as u32), "{:?}", all.step);
+    assert!((all.curves[0].mean[599] - 1.0 / 600.0).abs() < 1e-12, "{:?}", all.curves[0].mean);
     coordinator.stop().await;
 }
