@@ -7,7 +7,7 @@
 
 use std::process::Command;
 
-use foil_tests::{FakeGpu, Outcome, Run, foil_worker};
+use foil_tests::{FakeGpu, Outcome, Run, foil, foil_worker};
 use serde_json::Value;
 
 mod budgets;
@@ -86,7 +86,8 @@ fn all_games_of_the_long_form() {
     if !is_long() {
         return;
     }
-    for (ranks, sharding) in [(1, "ddp"), (2, "ddp"), (2, "zero1"), (4, "zero1")] {
+    let shardings = [(1, "ddp"), (2, "ddp"), (2, "zero1"), (4, "zero1"), (2, "fsdp"), (4, "fsdp")];
+    for (ranks, sharding) in shardings {
         let sharding = format!("resources.sharding={sharding}");
         assert_equal_to_cpu(ranks, &[&sharding]);
         run_on_gpu(ranks, &[&sharding, "resources.precision=bf16"]);
@@ -106,6 +107,22 @@ fn all_games_of_the_long_form() {
         assert_equal_to_cpu(2, game);
         run_on_gpu(2, &[game, &["resources.precision=bf16"]].concat());
     }
+}
+
+/// Faults at random times and at every failpoint change no weights.
+#[test]
+fn faults_of_the_long_form_change_no_weights() {
+    if !is_long() {
+        return;
+    }
+    let Some(gpu) = FakeGpu::new("faults") else { return };
+    let mut chaos = Command::new(foil().with_file_name("foil-chaos"));
+    chaos.args(["--device", "cuda", "--kills", "10", "--failpoints", "kill", "--store", "directory"]);
+    let output = chaos.envs(gpu.environment()).output().unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{stdout}{}", String::from_utf8_lossy(&output.stderr));
+    println!("{stdout}");
+    gpu.assert_no_trouble();
 }
 
 #[test]

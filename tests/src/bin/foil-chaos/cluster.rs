@@ -86,6 +86,7 @@ pub(crate) struct Cluster {
     pub(crate) proxy: Option<FaultProxy>,
     _server: Option<StoreServer>,
     ranks: u32,
+    device: String,
 }
 
 impl Cluster {
@@ -134,6 +135,7 @@ impl Cluster {
             proxy,
             _server: server,
             ranks: args.ranks,
+            device: args.device.clone(),
         };
         for (number, listen) in listen.into_iter().enumerate() {
             let process = cluster.coordinator(number, listen, store.clone(), of_store.clone());
@@ -166,13 +168,13 @@ impl Cluster {
     }
 
     fn agent(&self, number: usize, environment: Vec<(String, String)>) -> Supervised {
-        let (hosts, urls) = (self.hosts.clone(), self.urls());
+        let (hosts, urls, device) = (self.hosts.clone(), self.urls(), self.device.clone());
         let ranks = if number == 0 { 1 } else { self.ranks - 1 };
         let make = move || {
             let (mut command, address) = hosts.command(number, &foil_worker());
             command.args(["--coordinator", &urls, "--log-format", "json"]);
             command.args(["--agent-id", &format!("agent-{number}"), "--ranks", &ranks.to_string()]);
-            command.args(["--advertise-address", &address]);
+            command.args(["--advertise-address", &address, "--device", &device]);
             command.envs(environment.iter().map(|(name, value)| (name, value)));
             command
         };
@@ -209,8 +211,10 @@ impl Cluster {
 
     /// Submits the job and returns its id.
     pub(crate) fn submit(&self) -> Result<String> {
-        let ranks = format!("resources.ranks={}", self.ranks);
-        let mut arguments = vec!["submit", letters_job(), "--set", &ranks];
+        let resources =
+            [format!("resources.ranks={}", self.ranks), format!("resources.device={}", self.device)];
+        let mut arguments = vec!["submit", letters_job()];
+        arguments.extend(resources.iter().flat_map(|setting| ["--set", setting]));
         arguments.extend(SMALL.iter().chain(&SETTINGS).flat_map(|setting| ["--set", setting]));
         Ok(self.client(&arguments)?.trim().to_owned())
     }

@@ -39,6 +39,9 @@ pub(crate) struct Args {
     /// Number of ranks of the job: the first agent has one, the second the others.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(2..=8))]
     ranks: u32,
+    /// Kind of device that the ranks compute on.
+    #[arg(long, value_name = "KIND", default_value = "cpu", value_parser = ["cpu", "cuda"])]
+    device: String,
     /// Trigger every named failpoint in turn, once each.
     #[arg(long, value_enum, default_value_t = Failpoints::None)]
     failpoints: Failpoints,
