@@ -25,6 +25,7 @@ const SOURCES: [&str; 24] = [
     "cpp/ops/adamw.cc",
     "cpp/ops/attention.cc",
     "cpp/ops/device_attention.cc",
+    "cpp/ops/device_sampling.cc",
     "cpp/ops/embedding.cc",
     "cpp/ops/kernels.cc",
     "cpp/ops/logits.cc",
@@ -117,7 +118,11 @@ fn compile(libtorch: &Path, nccl_headers: Option<&[PathBuf]>) {
         .debug(false);
     println!("cargo:rustc-check-cfg=cfg(foil_nccl)");
     if let Some(headers) = nccl_headers {
-        build.includes(headers).define("USE_C10D_NCCL", None).define("FOIL_NCCL", None);
+        build
+            .includes(headers)
+            .define("USE_C10D_NCCL", None)
+            .define("FOIL_NCCL", None)
+            .define("FOIL_CUDA_HEADERS", None);
         println!("cargo:rustc-cfg=foil_nccl");
     }
     build.compile("foil_torch_cpp");

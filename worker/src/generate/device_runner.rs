@@ -142,7 +142,7 @@ impl<'a> DeviceRunner<'a> {
         let noise_keys = first(&self.noise_keys, 0, padded);
         let noise_keys = noise_keys.gather(1, &counts.unsqueeze(1), false).squeeze_dim(1);
         let rows = SamplerRows { noise_keys: &noise_keys, counts: &counts, seen: seen.as_ref() };
-        newest.copy_(&self.sampler.sample(&self.model.logits(&hidden), &rows));
+        newest.copy_(&self.sampler.sample(&self.model.logits(&hidden), &rows)?);
         let _ = counters.g_add_(&first(&self.live, 0, padded));
         Ok(())
     }
@@ -159,7 +159,7 @@ impl Runner for DeviceRunner<'_> {
         let uploaded = foil_torch::upload(&numbers, self.model.device())?;
         let seen = uploaded.get(2).map(|ids| ids.view([new.len() as i64, -1]));
         let rows = SamplerRows { noise_keys: &uploaded[0], counts: &uploaded[1], seen: seen.as_ref() };
-        let sampled = self.sampler.sample(&self.model.logits(hidden), &rows);
+        let sampled = self.sampler.sample(&self.model.logits(hidden), &rows)?;
         self.newest.narrow(1, self.rows as i64, new.len() as i64).copy_(&sampled);
         self.rows += new.len();
         self.changed = true;

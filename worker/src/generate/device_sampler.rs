@@ -1,8 +1,10 @@
 //! The sampler of [`super::sampler`] as tensor operations on all rows together, without the host.
 
+use std::sync::OnceLock;
+
 use foil_common::memory::MAX_SAMPLED_LOGITS;
 use foil_common::spec::Sampling;
-use foil_torch::Numbers;
+use foil_torch::{Numbers, ops};
 use tch::{Device, Kind, Tensor};
 
 use super::noise::negative_complements;
@@ -32,6 +34,15 @@ pub(super) struct DeviceSampler<'a> {
     candidates: i64,
     /// True at the tokens that end a completion, `[candidates]`; unset without a minimum length.
     eos: Option<Tensor>,
+    race: Race,
+}
+
+/// Computes when each token would arrive.
+enum Race {
+    /// By libtorch's operations.
+    Aten,
+    /// By one kernel, which takes the ids of the candidates, `[candidates]`, fp64.
+    Fused(Tensor),
 }
 
 impl<'a> DeviceSampler<'a> {
@@ -48,7 +59,8 @@ impl<'a> DeviceSampler<'a> {
             let mask: Vec<u8> = (0..candidates as u32).map(is_eos).collect();
             Tensor::from_slice(&mask).to_device(device).to_kind(Kind::Bool)
         });
-        Ok(Self { sampling: config.sampling, candidates: candidates as i64, eos })
+        let candidates = candidates as i64;
+        Ok(Self { sampling: config.sampling, candidates, eos, race: Race::new(candidates, device) })
     }
 
     /// The ids of the sequences so far, as [`SamplerRows::seen`] with this number of rows and width: padded
@@ -65,10 +77,10 @@ impl<'a> DeviceSampler<'a> {
 
     /// Samples one token for each row. `logits`: `[rows, vocab]`, fp32. Returns what [`tokens_of`] reads:
     /// ids, and the bits of log-probabilities in fp64, `[2, rows]`, int64.
-    pub(super) fn sample(&self, logits: &Tensor, rows: &SamplerRows<'_>) -> Tensor {
+    pub(super) fn sample(&self, logits: &Tensor, rows: &SamplerRows<'_>) -> Result<Tensor, GenerateError> {
         let (all, vocab_size) = (logits.size()[0], logits.size()[1].max(1));
         let part = (MAX_SAMPLED_LOGITS as i64 / vocab_size).max(1);
-        let parts: Vec<Tensor> = (0..all)
+        let parts = (0..all)
             .step_by(part as usize)
             .map(|start| {
                 let of_part = |tensor: &Tensor| tensor.narrow(0, start, part.min(all - start));
@@ -77,18 +89,31 @@ impl<'a> DeviceSampler<'a> {
                 let rows = SamplerRows { noise_keys: &noise_keys, counts: &counts, seen: seen.as_ref() };
                 self.sample_part(&of_part(logits), &rows)
             })
-            .collect();
-        match &parts[..] {
+            .collect::<Result<Vec<Tensor>, GenerateError>>()?;
+        Ok(match &parts[..] {
             [part] => part.shallow_clone(),
             _ => Tensor::cat(&parts, 1),
-        }
+        })
     }
 
-    fn sample_part(&self, logits: &Tensor, rows: &SamplerRows<'_>) -> Tensor {
+    fn sample_part(&self, logits: &Tensor, rows: &SamplerRows<'_>) -> Result<Tensor, GenerateError> {
         let penalized = self.apply_penalties(&logits.narrow(1, 0, self.candidates), rows);
-        let ids = choose(&penalized, self.sampling, rows.noise_keys);
+        let ids = self.choose(&penalized, rows.noise_keys)?;
         let log_probs = logits.log_softmax(1, Kind::Float).gather(1, &ids.unsqueeze(1), false).squeeze_dim(1);
-        Tensor::stack(&[ids, log_probs.to_kind(Kind::Double).view_dtype(Kind::Int64)], 0)
+        Ok(Tensor::stack(&[ids, log_probs.to_kind(Kind::Double).view_dtype(Kind::Int64)], 0))
+    }
+
+    /// The token of each row, `[rows]`: argmax of the logits at temperature 0, else argmin of −ln(u)/p, as in
+    /// [`super::sampler`].
+    fn choose(&self, logits: &Tensor, noise_keys: &Tensor) -> Result<Tensor, GenerateError> {
+        let Sampling { temperature, top_k, top_p, .. } = *self.sampling;
+        if temperature == 0.0 {
+            // Takes the first of equal logits, as on the host.
+            return Ok(logits.argmax(1, false));
+        }
+        let maxima = logits.amax([1], true);
+        let logits = keep_top_p(keep_top_k(logits, top_k as i64), &maxima, temperature, top_p);
+        Ok(self.race.run(&logits, &maxima, noise_keys, temperature)?.argmax(1, false))
     }
 
     /// The logits after repetition penalty and minimum length.
@@ -122,40 +147,87 @@ pub(super) fn tokens_of(numbers: &Tensor) -> Result<Vec<Token>, GenerateError> {
     Ok(ids.iter().zip(log_probs).map(token).collect())
 }
 
-/// The token of each row, `[rows]`: argmax of the logits at temperature 0, else argmin of −ln(u)/p, as in
-/// [`super::sampler`].
-fn choose(logits: &Tensor, sampling: &Sampling, noise_keys: &Tensor) -> Tensor {
-    if sampling.temperature == 0.0 {
-        // Takes the first of equal logits, as on the host.
-        return logits.argmax(1, false);
+impl Race {
+    fn new(candidates: i64, device: Device) -> Self {
+        match device.is_cuda() && fused_race_works(device) {
+            true => Self::Fused(Tensor::arange(candidates, (Kind::Double, device))),
+            false => Self::Aten,
+        }
     }
-    let vocab_size = logits.size()[1];
-    // A difference of fp32 and fp64 is computed in fp64, without a copy of the logits.
-    let mut scaled = logits - logits.amax([1], true).to_kind(Kind::Double);
-    if sampling.temperature != 1.0 {
-        scaled = scaled / sampling.temperature;
+
+    /// ln(u)/p of each token, `[rows, candidates]`, fp64: the negative of its arrival time, −∞ at probability
+    /// 0.
+    fn run(
+        &self,
+        logits: &Tensor,
+        maxima: &Tensor,
+        noise_keys: &Tensor,
+        temperature: f64,
+    ) -> Result<Tensor, foil_torch::Error> {
+        match self {
+            Self::Fused(tokens) => ops::exponential_race(logits, maxima, noise_keys, tokens, temperature),
+            Self::Aten => {
+                let weights = weights(logits, maxima, temperature);
+                Ok(negative_complements(noise_keys, logits.size()[1]).log1p_() / weights)
+            }
+        }
     }
-    let weights = keep_top_p(keep_top_k(scaled.exp_(), logits, sampling.top_k as i64), sampling.top_p);
-    // ln(u)/p, the negative of the arrival time. It is −∞ for tokens of probability 0.
-    let negative_times = negative_complements(noise_keys, vocab_size).log1p_() / weights;
-    negative_times.argmax(1, false)
 }
 
-/// Keeps the k largest logits of each row and any that equal the k-th.
-fn keep_top_k(weights: Tensor, logits: &Tensor, k: i64) -> Tensor {
+/// Whether the fused kernel compiles on this process's GPU and gives what libtorch's operations give. The
+/// process tries it once.
+fn fused_race_works(device: Device) -> bool {
+    static WORKS: OnceLock<bool> = OnceLock::new();
+    *WORKS.get_or_init(|| {
+        let error = match compare_races(device) {
+            Ok(true) => return true,
+            Ok(false) => "its results differ from libtorch's".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!(error, "sampling without the kernel compiled for it, which takes longer");
+        false
+    })
+}
+
+fn compare_races(device: Device) -> Result<bool, foil_torch::Error> {
+    const ROWS: i64 = 3;
+    const CANDIDATES: i64 = 1000;
+    let options = (Kind::Float, device);
+    let logits = Tensor::arange(ROWS * CANDIDATES, options).sin().view([ROWS, CANDIDATES]) * 20.0;
+    let maxima = logits.amax([1], true);
+    // Keys whose bits are NaN, a subnormal number and a negative one in fp64.
+    let keys = Tensor::from_slice(&[-1_i64, 77, i64::MIN | 1 << 61]).to_device(device);
+    let fused = Race::Fused(Tensor::arange(CANDIDATES, (Kind::Double, device)));
+    let [fused, aten] = [fused, Race::Aten].map(|race| race.run(&logits, &maxima, &keys, 0.7));
+    Ok(fused?.allclose(&aten?, 1e-12, 0.0, false))
+}
+
+/// exp((logit − maximum) / temperature), `[rows, candidates]`, fp64.
+fn weights(logits: &Tensor, maxima: &Tensor, temperature: f64) -> Tensor {
+    // A difference of fp32 and fp64 is computed in fp64, without a copy of the logits.
+    let mut scaled = logits - maxima.to_kind(Kind::Double);
+    if temperature != 1.0 {
+        scaled = scaled / temperature;
+    }
+    scaled.exp_()
+}
+
+/// Keeps the k largest logits of each row and any that equal the k-th. Others become −∞.
+fn keep_top_k(logits: &Tensor, k: i64) -> Tensor {
     if !(1..logits.size()[1]).contains(&k) {
-        return weights;
+        return logits.shallow_clone();
     }
     let (top, _) = logits.topk(k, 1, true, true);
-    weights.masked_fill(&logits.lt_tensor(&top.narrow(1, k - 1, 1)), 0.0)
+    logits.masked_fill(&logits.lt_tensor(&top.narrow(1, k - 1, 1)), f64::NEG_INFINITY)
 }
 
 /// Drops the least likely tokens while their sum stays within 1 − p; of equals, the lower ids go first. One
 /// token always remains.
-fn keep_top_p(weights: Tensor, p: f64) -> Tensor {
+fn keep_top_p(logits: Tensor, maxima: &Tensor, temperature: f64, p: f64) -> Tensor {
     if p >= 1.0 {
-        return weights;
+        return logits;
     }
+    let weights = weights(&logits, maxima, temperature);
     let vocab_size = weights.size()[1];
     let (ascending, order) = weights.sort_stable(true, 1, false);
     let sums = ascending.cumsum(1, Kind::Double);
@@ -163,7 +235,7 @@ fn keep_top_p(weights: Tensor, p: f64) -> Tensor {
     let dropped = sums.le_tensor(&spare);
     let _ = dropped.narrow(1, vocab_size - 1, 1).fill_(0);
     let dropped = dropped.zeros_like().scatter(1, &order, &dropped);
-    weights.masked_fill(&dropped, 0.0)
+    logits.masked_fill(&dropped, f64::NEG_INFINITY)
 }
 
 #[cfg(test)]
@@ -218,7 +290,7 @@ mod tests {
             counts: &Tensor::from_slice(&counts),
             seen: (sampling.repetition_penalty != 1.0).then_some(&seen),
         };
-        tokens_of(&sampler.sample(logits, &rows)).unwrap()
+        tokens_of(&sampler.sample(logits, &rows).unwrap()).unwrap()
     }
 
     /// Sequences with 0, 1, … tokens.

@@ -200,6 +200,8 @@ std::unique_ptr<at::Tensor> linear_by_output(const at::Tensor& weight, const at:
 struct SampledToken;
 rust::Vec<SampledToken> sample_tokens(const at::Tensor& logits, rust::Slice<const std::uint64_t> keys,
                                       double temperature);
+std::unique_ptr<at::Tensor> exponential_race(const at::Tensor& logits, const at::Tensor& maxima, const at::Tensor& keys,
+                                             const at::Tensor& tokens, double temperature);
 std::unique_ptr<TensorPair> target_log_probs(const at::Tensor& logits, const at::Tensor& targets);
 void log_prob_gradient(const at::Tensor& logits, const at::Tensor& log_sum_exp, const at::Tensor& targets,
                        const at::Tensor& upstream);

@@ -232,6 +232,13 @@ mod bridge {
         fn packed_linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<UniquePtr<Tensor>>;
         fn linear_by_output(weight: &Tensor, x: &Tensor) -> Result<UniquePtr<Tensor>>;
         fn sample_tokens(logits: &Tensor, keys: &[u64], temperature: f64) -> Result<Vec<SampledToken>>;
+        fn exponential_race(
+            logits: &Tensor,
+            maxima: &Tensor,
+            keys: &Tensor,
+            tokens: &Tensor,
+            temperature: f64,
+        ) -> Result<UniquePtr<Tensor>>;
         fn target_log_probs(logits: &Tensor, targets: &Tensor) -> Result<UniquePtr<TensorPair>>;
         fn log_prob_gradient(
             logits: &Tensor,

@@ -19,6 +19,28 @@ pub fn sample_tokens(logits: &Tensor, keys: &[u64], temperature: f64) -> Result<
     ffi::sample_tokens(native(logits), keys, temperature).during("sample_tokens")
 }
 
+/// ln(u)/p of each token, the negative of its arrival time in an exponential race, whose largest value is at
+/// the sampled token: `[rows, vocab]`, fp64, in one kernel on a GPU. p = exp((logit − maximum) /
+/// temperature) in fp64; u is that of [`sample_tokens`].
+///
+/// `logits`: `[rows, vocab]`, any float kind; `maxima`: `[rows, 1]`, those of the logits; `keys`: `[rows]`,
+/// int64; `tokens`: `[vocab]`, the ids as fp64.
+///
+/// # Errors
+/// [`Error::Torch`] for tensors that do not fit together or are not on a GPU, and if NVRTC cannot compile the
+/// kernel.
+pub fn exponential_race(
+    logits: &Tensor,
+    maxima: &Tensor,
+    keys: &Tensor,
+    tokens: &Tensor,
+    temperature: f64,
+) -> Result<Tensor> {
+    let race =
+        ffi::exponential_race(native(logits), native(maxima), native(keys), native(tokens), temperature);
+    Ok(owned(race.during("exponential_race")?))
+}
+
 /// log p of given tokens, and each row's log Σ exp: both `[rows]`, fp32 (fp64 for fp64 logits).
 ///
 /// `logits`: `[rows, vocab]`, any float kind; `targets`: `[rows]`, int64. Not differentiable: see

@@ -18,5 +18,5 @@ pub use attention::{
 };
 pub use embedding::embedding;
 pub use linear::{PackedWeight, linear_by_output};
-pub use logits::{log_prob_gradient, sample_tokens, target_log_probs};
+pub use logits::{exponential_race, log_prob_gradient, sample_tokens, target_log_probs};
 pub use norm::{add_rms_norm, rms_norm, swiglu};

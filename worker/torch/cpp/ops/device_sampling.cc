@@ -1,0 +1,50 @@
+// Sampling on a GPU with a kernel of our own, which NVRTC compiles at its first launch.
+
+#include <ATen/core/Tensor.h>
+#ifdef FOIL_CUDA_HEADERS
+#include <ATen/cuda/jiterator.h>
+#endif
+
+#include "foil-torch/cpp/bridge.h"
+
+namespace foil {
+namespace {
+
+// ln(u)/p for one token, with p = exp((logit − maximum) / temperature) and u of SplitMix64's stream at `key`, whose 64
+// bits come as a number of fp64. ATen's operations take some twenty passes over the logits for the same.
+[[maybe_unused]] constexpr const char* kExponentialRace = R"(
+template <typename T>
+T foil_exponential_race(T logit, T maximum, T key, T token, T temperature) {
+  unsigned long long z = static_cast<unsigned long long>(__double_as_longlong(key)) +
+                         (static_cast<unsigned long long>(token) + 1ull) * 0x9E3779B97F4A7C15ull;
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+  z = (z ^ (z >> 31)) >> 11;
+  const double complement = (static_cast<double>(z) + 0.5) * 1.1102230246251565e-16;
+  return log1p(-complement) / exp((logit - maximum) / temperature);
+}
+)";
+
+}  // namespace
+
+std::unique_ptr<at::Tensor> exponential_race([[maybe_unused]] const at::Tensor& logits,
+                                             [[maybe_unused]] const at::Tensor& maxima,
+                                             [[maybe_unused]] const at::Tensor& keys,
+                                             [[maybe_unused]] const at::Tensor& tokens,
+                                             [[maybe_unused]] double temperature) {
+#ifdef FOIL_CUDA_HEADERS
+  TORCH_CHECK(logits.is_cuda() && logits.dim() == 2 && maxima.dim() == 2 && keys.dim() == 1 && tokens.dim() == 1 &&
+                  keys.scalar_type() == at::kLong && tokens.scalar_type() == at::kDouble,
+              "exponential_race expects logits [rows, vocab], maxima [rows, 1], keys [rows] and tokens [vocab] on a GPU");
+  // All inputs become fp64, which a number of fp64 already is: the bits of the keys stay what they are.
+  const auto bits = keys.unsqueeze(1).view(at::kDouble);
+  auto results = at::cuda::CompileAndLaunchKernel(kExponentialRace, "foil_exponential_race", 1,
+                                                  {logits, maxima, bits, tokens}, {at::Scalar(temperature)},
+                                                  /*return_by_ref=*/false);
+  return std::make_unique<at::Tensor>(std::move(results[0]));
+#else
+  TORCH_CHECK(false, "this build has no CUDA headers, which kernels of its own need");
+#endif
+}
+
+}  // namespace foil
