@@ -12,6 +12,7 @@ namespace fake_gpu {
 //   item      a scalar that the host waits for
 //   wait      the host waits for a `stream`, an `event` or the `device`
 //   nccl      a collective, with its elements
+//   nvrtc     a kernel that NVRTC has compiled
 //   memory    `live peak`, in bytes, after each copy to the host; the peak is that since the line before
 //   trouble   what a GPU would not do
 void note(const char* kind, const std::string& text);

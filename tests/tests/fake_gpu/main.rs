@@ -125,6 +125,29 @@ fn faults_of_the_long_form_change_no_weights() {
     gpu.assert_no_trouble();
 }
 
+/// Without NVRTC, libtorch's own operations sample the same tokens.
+#[test]
+fn sampling_needs_no_compiler_of_kernels() {
+    let Some(gpu) = FakeGpu::new("sampling without NVRTC") else { return };
+    let settings = ["sft_step.epochs=1", "data.generator.sft=64"];
+    let run = |without: &[(&str, &str)]| {
+        let run = on_gpu(job(1, &settings), &gpu);
+        let run = without.iter().fold(run, |run, (name, value)| run.env(name, *value));
+        let outcome = run.finish();
+        assert_eq!(outcome.json["state"], "succeeded", "{}", outcome.json);
+        let samples = run.out().join("samples");
+        let files = std::fs::read_dir(samples).unwrap().map(|file| file.unwrap().path());
+        let mut texts: Vec<_> = files.map(|file| std::fs::read(file).unwrap()).collect();
+        texts.sort_unstable();
+        (texts, run.full_logs())
+    };
+    let (with, without) = (run(&[]), run(&[("FAKE_GPU_WITHOUT_NVRTC", "1")]));
+    assert!(!with.0.is_empty() && with.0 == without.0, "the samples differ");
+    let told = "sampling without the kernel compiled for it";
+    assert!(!with.1.contains(told) && without.1.contains(told), "{}", without.1);
+    gpu.assert_no_trouble();
+}
+
 #[test]
 fn nccl_sums_are_exact_at_every_number_of_ranks() {
     let Some(gpu) = FakeGpu::new("sums of NCCL") else { return };

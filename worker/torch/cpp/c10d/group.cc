@@ -7,8 +7,8 @@
 #ifdef FOIL_NCCL
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 
-// All symbols of libtorch's CUDA libraries that this program calls. They are bound weakly, so that it also starts
-// without those libraries, as in a CPU image.
+// With that in ops/device_sampling.cc, all symbols of libtorch's CUDA libraries that this program calls. They are bound
+// weakly, so that it also starts without those libraries, as in a CPU image.
 __asm__(".weak _ZN4c10d16ProcessGroupNCCL7OptionsC1Eb");
 __asm__(
     ".weak "

@@ -3,6 +3,12 @@
 #include <ATen/core/Tensor.h>
 #ifdef FOIL_CUDA_HEADERS
 #include <ATen/cuda/jiterator.h>
+
+// Bound weakly, as NCCL is (see c10d/group.cc).
+__asm__(
+    ".weak "
+    "_ZN2at4cuda22CompileAndLaunchKernelERKNSt7__cxx1112basic_stringIcSt11char_trait"
+    "sIcESaIcEEES8_iRKN3c1011SmallVectorINS_6TensorELj6EEERKNSA_INS9_6ScalarELj1EEEb");
 #endif
 
 #include "foil-torch/cpp/bridge.h"
