@@ -1,5 +1,5 @@
-// Kernels that are compiled at run time. They are compiled for the host and, if NVRTC is there, also as for a GPU, to find
-// errors in them.
+// Kernels that are compiled at run time. They are compiled for the host and, if NVRTC is there, also as for a GPU, to
+// find errors in them.
 
 #include <ATen/cuda/jiterator.h>
 #include <ATen/ops/broadcast_tensors.h>
@@ -44,7 +44,8 @@ Kernel compile_for_host(const std::string& code, const std::string& result) {
       << "#include <cmath>\n#include <cstdint>\n#include <cstring>\n"
          "static long long __double_as_longlong(double x) { long long bits; std::memcpy(&bits, &x, 8); return bits; }\n"
       << code
-      << "extern \"C\" void run(std::int64_t count, const double* const* inputs, const double* extra, double* results) {\n"
+      << "extern \"C\" void run(std::int64_t count, const double* const* inputs, const double* extra, double* results) "
+         "{\n"
          "  for (std::int64_t i = 0; i < count; ++i) results[i] = "
       << result << ";\n}\n";
   const auto command = "g++ -std=c++17 -O1 -fPIC -shared -o " + at("/kernel.so") + " " + at("/kernel.cc");
@@ -65,16 +66,17 @@ void compile_for_gpu(const std::string& code, const std::string& result) {
     return;
   }
   using Program = void*;
-  const auto create = reinterpret_cast<int (*)(Program*, const char*, const char*, int, const char* const*,
-                                               const char* const*)>(dlsym(nvrtc, "nvrtcCreateProgram"));
-  const auto compile =
-      reinterpret_cast<int (*)(Program, int, const char* const*)>(dlsym(nvrtc, "nvrtcCompileProgram"));
+  const auto create =
+      reinterpret_cast<int (*)(Program*, const char*, const char*, int, const char* const*, const char* const*)>(
+          dlsym(nvrtc, "nvrtcCreateProgram"));
+  const auto compile = reinterpret_cast<int (*)(Program, int, const char* const*)>(dlsym(nvrtc, "nvrtcCompileProgram"));
   const auto log_size = reinterpret_cast<int (*)(Program, std::size_t*)>(dlsym(nvrtc, "nvrtcGetProgramLogSize"));
   const auto log_text = reinterpret_cast<int (*)(Program, char*)>(dlsym(nvrtc, "nvrtcGetProgramLog"));
-  const auto source = code +
-                      "extern \"C\" __global__ void run(const double* const* inputs, const double* extra, double* results) "
-                      "{\n  const int i = blockIdx.x * blockDim.x + threadIdx.x;\n  results[i] = " +
-                      result + ";\n}\n";
+  const auto source =
+      code +
+      "extern \"C\" __global__ void run(const double* const* inputs, const double* extra, double* results) "
+      "{\n  const int i = blockIdx.x * blockDim.x + threadIdx.x;\n  results[i] = " +
+      result + ";\n}\n";
   Program program = nullptr;
   const char* options[] = {"--std=c++17", "--gpu-architecture=compute_90", "-default-device"};
   if (create(&program, source.c_str(), nullptr, 0, nullptr, nullptr) != 0 || compile(program, 3, options) != 0) {

@@ -39,9 +39,10 @@ std::unique_ptr<at::Tensor> exponential_race([[maybe_unused]] const at::Tensor& 
                                              [[maybe_unused]] const at::Tensor& tokens,
                                              [[maybe_unused]] double temperature) {
 #ifdef FOIL_CUDA_HEADERS
-  TORCH_CHECK(logits.is_cuda() && logits.dim() == 2 && maxima.dim() == 2 && keys.dim() == 1 && tokens.dim() == 1 &&
-                  keys.scalar_type() == at::kLong && tokens.scalar_type() == at::kDouble,
-              "exponential_race expects logits [rows, vocab], maxima [rows, 1], keys [rows] and tokens [vocab] on a GPU");
+  TORCH_CHECK(
+      logits.is_cuda() && logits.dim() == 2 && maxima.dim() == 2 && keys.dim() == 1 && tokens.dim() == 1 &&
+          keys.scalar_type() == at::kLong && tokens.scalar_type() == at::kDouble,
+      "exponential_race expects logits [rows, vocab], maxima [rows, 1], keys [rows] and tokens [vocab] on a GPU");
   // All inputs become fp64, which a number of fp64 already is: the bits of the keys stay what they are.
   const auto bits = keys.unsqueeze(1).view(at::kDouble);
   auto results = at::cuda::CompileAndLaunchKernel(kExponentialRace, "foil_exponential_race", 1,
