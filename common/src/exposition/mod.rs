@@ -4,16 +4,16 @@
 //! whose series come and go, such as those of agents, are set as whole families instead. A series that is not
 //! in the latest family disappears, so that no alert depends on something that does not exist.
 
+mod catalog;
 mod families;
-mod metrics;
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
+use self::catalog::{ALARMS, COUNTERS, GAUGES, HISTOGRAMS};
+pub use self::catalog::{Description, described};
 use self::families::families;
 pub use self::families::{Family, hide, show};
-use self::metrics::{ALARMS, COUNTERS, GAUGES, HISTOGRAMS};
-pub use self::metrics::{Description, described};
 
 /// The recorder's settings: histograms with buckets, which can be aggregated over processes.
 pub fn builder() -> Result<PrometheusBuilder, BuildError> {
