@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -36,13 +37,57 @@ pub(crate) struct Group<'a> {
 }
 
 impl Group<'_> {
+    /// Time that ranks have to end after the timeout of their collectives.
+    pub(crate) const GRACE: Duration = Duration::from_secs(60);
+
+    /// Loses the last rank between two all-reduces and returns how long the others take to end.
+    ///
+    /// # Errors
+    /// One of them is still there after the timeout and [`Group::GRACE`].
+    pub(crate) fn survive(&self) -> Result<Duration> {
+        let store = Store::host(HOST, self.timeout)?;
+        let last = self.devices.len() - 1;
+        let ranks = (0..=last).map(|rank| self.start(rank, store.port(), Some(last)));
+        let mut ranks = Ranks(ranks.collect::<Result<Vec<_>>>()?);
+        let started = Instant::now();
+        let mut lost = None;
+        loop {
+            let mut running = Vec::new();
+            for rank in &mut ranks.0 {
+                match rank.child.try_wait().context("waiting for a rank")? {
+                    None => running.push(rank.number),
+                    Some(status) if rank.number == last && status.signal().is_none() => {
+                        return Err(rank.failure(&format!("ended with {status} before it was killed")));
+                    }
+                    Some(_) => {}
+                }
+            }
+            if !running.contains(&last) {
+                lost.get_or_insert_with(Instant::now);
+            }
+            match lost {
+                Some(lost) if running.is_empty() => return Ok(lost.elapsed()),
+                Some(lost) if lost.elapsed() > self.timeout + Self::GRACE => {
+                    return Err(anyhow!(
+                        "ranks {running:?} still run {:?} after another was killed",
+                        lost.elapsed()
+                    ));
+                }
+                None if started.elapsed() > self.timeout + Self::GRACE => {
+                    return Err(anyhow!("rank {last} was not killed"));
+                }
+                _ => thread::sleep(POLL_INTERVAL),
+            }
+        }
+    }
+
     /// The report of the slowest rank.
     ///
     /// # Errors
     /// A rank that fails, hangs or computes wrong sums, with advice.
     pub(crate) fn check(&self) -> Result<Report> {
         let store = Store::host(HOST, self.timeout)?;
-        let ranks = (0..self.devices.len()).map(|rank| self.start(rank, store.port()));
+        let ranks = (0..self.devices.len()).map(|rank| self.start(rank, store.port(), None));
         Ranks(ranks.collect::<Result<Vec<_>>>()?).wait(self.timeout)?;
         let reports = (0..self.devices.len()).map(|rank| {
             let report: Report = serde_json::from_slice(&store.get(&key(rank))?)?;
@@ -56,7 +101,8 @@ impl Group<'_> {
         slowest.ok_or_else(|| anyhow!("a group without ranks"))
     }
 
-    fn start(&self, rank: usize, port: u16) -> Result<Rank> {
+    /// Starts a rank. If one is to be `lost`, it kills itself between all-reduces.
+    fn start(&self, rank: usize, port: u16, lost: Option<usize>) -> Result<Rank> {
         let numbers =
             [("--rank", rank as u64), ("--world", self.devices.len() as u64), ("--port", port.into())];
         let more = [("--mebibytes", self.mebibytes), ("--seconds", self.timeout.as_secs())];
@@ -64,6 +110,9 @@ impl Group<'_> {
         command.arg("rank").args(["--device", self.device.name()]);
         for (name, number) in numbers.into_iter().chain(more) {
             command.args([name, &number.to_string()]);
+        }
+        if let Some(lost) = lost {
+            command.args(["--lost", &lost.to_string()]);
         }
         if self.device == DeviceKind::Cuda {
             command.env("CUDA_VISIBLE_DEVICES", &self.devices[rank].id);

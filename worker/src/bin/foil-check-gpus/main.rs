@@ -4,6 +4,7 @@
 //! on the host, and measures all-reduce. Then it runs a short job on all devices. On the CPU it does the same
 //! over Gloo.
 
+mod full;
 mod group;
 mod job;
 mod rank;
@@ -35,6 +36,9 @@ enum Command {
     /// Run as one process of a group; started by the check itself.
     #[command(hide = true)]
     Rank(rank::RankArgs),
+    /// Run one step of `--full`; started by the check itself.
+    #[command(hide = true)]
+    Step(full::StepArgs),
 }
 
 #[derive(Debug, Args)]
@@ -54,12 +58,22 @@ struct CheckArgs {
     /// A short job to run on all ranks. Default: none.
     #[arg(long, value_name = "JOB.yaml")]
     job: Option<PathBuf>,
+    /// Check everything that a job needs: operations against the CPU's, speed and memory of a model of 1.2
+    /// billion parameters, collectives, the death of a rank, and jobs of every method. Takes at most 10
+    /// minutes with one GPU, and 15 with several. Writes summary.json, logs and results to this
+    /// directory.
+    #[arg(long, value_name = "DIR")]
+    full: Option<PathBuf>,
+    /// With --full, use a tiny model instead, to try this tool without a GPU.
+    #[arg(long, requires = "full")]
+    small: bool,
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Some(Command::Rank(args)) => rank::run(&args),
+        Some(Command::Step(args)) => full::run_step(&args),
         None => check(&cli.check),
     };
     match result {
@@ -80,13 +94,29 @@ fn check(args: &CheckArgs) -> Result<()> {
             "there is no GPU to check: nvidia-smi lists none; try the tool itself with --device cpu"
         ));
     }
+    let timeout = Duration::from_secs(args.timeout.into());
+    if let Some(out) = &args.full {
+        let check = full::Check {
+            device: args.device,
+            devices: &devices,
+            mebibytes: args.mebibytes.into(),
+            timeout,
+            job: args.job.as_deref(),
+            out,
+            is_small: args.small,
+        };
+        return match check.run()? {
+            true => Ok(()),
+            false => Err(anyhow!("a check that must pass has failed; see the table")),
+        };
+    }
     print_line(&table::heading(&devices))?;
     for world in 1..=devices.len() {
         let group = Group {
             device: args.device,
             devices: &devices[..world],
             mebibytes: args.mebibytes.into(),
-            timeout: Duration::from_secs(args.timeout.into()),
+            timeout,
         };
         let report = group.check().with_context(|| format!("{world} of {} ranks", devices.len()))?;
         print_line(&table::row(world, &report))?;

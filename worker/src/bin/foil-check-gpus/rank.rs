@@ -8,6 +8,7 @@ use anyhow::{Context, Result, anyhow};
 use foil_common::failpoint;
 use foil_torch::c10d::{ProcessGroup, ProcessGroupConfig, Store};
 use foil_worker::agent::DeviceKind;
+use nix::sys::signal::{Signal, raise};
 use serde::{Deserialize, Serialize};
 use tch::{Cuda, Device, Kind, Tensor};
 
@@ -35,6 +36,9 @@ pub(crate) struct RankArgs {
     mebibytes: usize,
     #[arg(long)]
     seconds: u64,
+    /// The rank that kills itself between two all-reduces, in place of all checks.
+    #[arg(long)]
+    lost: Option<usize>,
 }
 
 /// The results of a rank.
@@ -70,6 +74,14 @@ pub(crate) fn run(args: &RankArgs) -> Result<()> {
         DeviceKind::Cuda => (ProcessGroup::nccl(&store, config)?, Device::Cuda(0)),
     };
     let checks = Checks { group: &group, device, rank: args.rank, world: args.world };
+    if let Some(lost) = args.lost {
+        checks.measure(args.mebibytes)?;
+        if lost == args.rank {
+            raise(Signal::SIGKILL)?;
+        }
+        checks.measure(args.mebibytes)?;
+        return Ok(());
+    }
     let (checked, difference) = checks.all()?;
     let (bytes, seconds) = checks.measure(args.mebibytes)?;
     let report = Report { checked, difference, bytes, seconds };

@@ -28,7 +28,7 @@ pub(crate) fn row(world: usize, report: &Report) -> String {
 
 /// Bytes that each rank's link must carry in an all-reduce with any algorithm: 2 (n − 1) / n of the tensor,
 /// as in nccl-tests.
-fn bus_bytes(world: usize, report: &Report) -> f64 {
+pub(crate) fn bus_bytes(world: usize, report: &Report) -> f64 {
     2.0 * (world - 1) as f64 / world as f64 * report.bytes as f64
 }
 

@@ -1,0 +1,97 @@
+//! Short jobs of every method, precision and sharding, with the same weights when they are repeated or lose a
+//! rank.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::Check;
+use super::finding::{Bound, Finding};
+
+/// Names and settings of jobs that need only succeed.
+const JOBS: [(&str, &[&str]); 6] = [
+    ("fp32, zero1, checkpointing", &["resources.sharding=zero1", "resources.activation_checkpointing=true"]),
+    ("bf16, fsdp", &["resources.precision=bf16", "resources.sharding=fsdp"]),
+    ("bf16, dpo", &["resources.precision=bf16", "policy_step.dpo={beta: 0.1}"]),
+    ("bf16, grpo", &["resources.precision=bf16", "policy_step.grpo={beta: 0.05}"]),
+    ("bf16, rrhf", &["resources.precision=bf16", "policy_step.rrhf={ranking_weight: 1}"]),
+    ("bf16, lora", &["resources.precision=bf16", "policy_step.lora.rank=4", "reward_step.lora.rank=4"]),
+];
+const BF16: [&str; 1] = ["resources.precision=bf16"];
+
+pub(super) fn run(check: &Check<'_>, limit: Duration, findings: &mut Vec<Finding>) -> Result<()> {
+    let Some(file) = check.job else { return Ok(()) };
+    let jobs = Jobs { check, file, deadline: Instant::now() + limit };
+    let [first, again] = ["bf16", "bf16, again"].map(|name| jobs.run(name, &BF16, None, findings));
+    let (first, again) = (first?, again?);
+    findings.push(Finding::must_hold("the same job gives the same weights", first == again));
+    let killed = jobs.run("bf16, a rank killed", &BF16, Some("train.optimizer=kill@2"), findings)?;
+    findings.push(Finding::must_hold("a killed rank changes no weights", first == killed));
+    for (name, settings) in JOBS {
+        // One rank has nothing to shard.
+        if check.devices.len() > 1 || !name.contains("fsdp") {
+            jobs.run(name, settings, None, findings)?;
+        }
+    }
+    Ok(())
+}
+
+struct Jobs<'a> {
+    check: &'a Check<'a>,
+    file: &'a Path,
+    deadline: Instant,
+}
+
+impl Jobs<'_> {
+    /// Runs a job on all devices and returns the weights of its policy and its reward model.
+    fn run(
+        &self,
+        name: &str,
+        settings: &[&str],
+        failpoint: Option<&str>,
+        findings: &mut Vec<Finding>,
+    ) -> Result<[Vec<u8>; 2]> {
+        ensure!(Instant::now() < self.deadline, "no time is left for the job {name}");
+        let foil = std::env::current_exe().context("finding this program")?.with_file_name("foil");
+        let out = self.out(name);
+        let ranks = self.check.devices.len();
+        let mut command = Command::new(&foil);
+        command.arg("run").arg(self.file).arg("--fresh").arg("--out").arg(&out);
+        command.args(["--json", "--device", self.check.device.name(), "--ranks", &ranks.to_string()]);
+        command.args(settings.iter().flat_map(|setting| ["--set", setting]));
+        let once = out.with_extension("killed");
+        if let Some(failpoint) = failpoint {
+            if once.exists() {
+                fs::remove_file(&once)?;
+            }
+            command.env("FOIL_FAILPOINT", failpoint).env("FOIL_FAILPOINT_ONCE", &once);
+        }
+        let started = Instant::now();
+        let output = command.output().with_context(|| {
+            format!("{} cannot be started; build it with `cargo build --release`", foil.display())
+        })?;
+        let told = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "the job {name} failed ({}): {}", output.status, told.trim());
+        ensure!(failpoint.is_none() || once.exists(), "no rank was killed in the job {name}");
+        let seconds = started.elapsed().as_secs_f64();
+        findings.push(Finding::must(
+            format!("job: {name}, on {ranks} ranks"),
+            seconds,
+            "s",
+            Bound::AtMost(600.0),
+        ));
+        let weights = |model: &str| {
+            let path = out.join(model).join("model.safetensors");
+            fs::read(&path).with_context(|| format!("reading {}", path.display()))
+        };
+        Ok([weights("policy")?, weights("reward")?])
+    }
+
+    fn out(&self, name: &str) -> PathBuf {
+        let name: String = name.chars().filter(|character| *character != ',').collect();
+        self.check.out.join("jobs").join(name.replace(' ', "-"))
+    }
+}
