@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-const SOURCES: [&str; 24] = [
+const SOURCES: [&str; 25] = [
     "cpp/bridge.cc",
     "cpp/download.cc",
     "cpp/memory.cc",
