@@ -3,6 +3,7 @@
 use std::process::{Command, Output};
 
 use foil_tests::foil_worker;
+use serde_json::Value;
 
 fn check(arguments: &[&str], environment: &[(&str, &str)]) -> (Output, String, String) {
     let mut command = Command::new(foil_worker().with_file_name("foil-check-gpus"));
@@ -36,6 +37,54 @@ fn a_short_job_runs_on_all_ranks() {
     assert!(stdout.contains("check.yaml on 2 ranks: succeeded in "), "{stdout}");
     let (output, _, stderr) = check(&[&SMALL[..], &["--ranks", "1", "--job", "nowhere.yaml"]].concat(), &[]);
     assert!(!output.status.success() && stderr.contains("nowhere.yaml on 1 ranks failed"), "{stderr}");
+}
+
+/// The steps of `--full` with their errors, and whether the whole check passed.
+fn full(arguments: &[&str], environment: &[(&str, &str)]) -> (bool, Vec<(String, bool)>, String) {
+    let out = tempfile::tempdir().unwrap();
+    let out = out.path().join("out");
+    let arguments = [&SMALL[..], &["--ranks", "2", "--small", "--full", out.to_str().unwrap()], arguments];
+    let (output, stdout, stderr) = check(&arguments.concat(), environment);
+    let summary = std::fs::read(out.join("summary.json")).unwrap_or_else(|e| panic!("{e}: {stdout}{stderr}"));
+    let summary: Value = serde_json::from_slice(&summary).unwrap();
+    assert_eq!(output.status.success(), summary["passed"] == true, "{stdout}{stderr}");
+    let steps = summary["steps"].as_array().unwrap().iter();
+    let steps = steps.map(|step| (step["name"].as_str().unwrap().to_owned(), step["error"].is_null()));
+    (output.status.success(), steps.collect(), stdout)
+}
+
+#[test]
+fn a_full_check_holds_operations_collectives_and_jobs_to_bounds() {
+    let job = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/jobs/check.yaml");
+    let (passed, steps, stdout) = full(&["--job", job], &[]);
+    assert!(passed, "{stdout}");
+    let names: Vec<_> = steps.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["facts", "kernels", "speed", "shortage", "collectives", "lost rank", "jobs"]);
+    for check in [
+        "gradient, bf16, 8 heads of 64, 2 for keys, shared prompts",
+        "gradient of a token of probability 0.998, bf16",
+        "reward step of 1.2B, share of the bf16 limit",
+        "exact collectives of 2 ranks",
+        "end of a rank whose peer was killed in an all-reduce",
+        "a killed rank changes no weights",
+        "job: bf16, fsdp, on 2 ranks",
+    ] {
+        assert!(stdout.contains(check), "no {check} in {stdout}");
+    }
+    assert!(stdout.lines().last().unwrap().starts_with("passed in "), "{stdout}");
+}
+
+#[test]
+fn a_full_check_goes_on_after_a_step_that_fails() {
+    let marker = tempfile::tempdir().unwrap();
+    let once = marker.path().join("fired");
+    let environment =
+        [("FOIL_FAILPOINT", "rank.start=kill@1"), ("FOIL_FAILPOINT_ONCE", once.to_str().unwrap())];
+    let (passed, steps, stdout) = full(&[], &environment);
+    assert!(!passed && stdout.contains("rank 0 on cpu:0 ended with signal: 9"), "{stdout}");
+    let failed: Vec<_> = steps.iter().filter(|(_, passed)| !passed).map(|(name, _)| name.as_str()).collect();
+    assert_eq!((failed, steps.len()), (vec!["collectives"], 7), "{stdout}");
+    assert!(stdout.lines().last().unwrap().starts_with("failed: collectives; logs are in "), "{stdout}");
 }
 
 #[test]
