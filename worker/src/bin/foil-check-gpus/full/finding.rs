@@ -1,5 +1,6 @@
 //! Findings of a step: values, and the bounds that they are held to.
 
+use std::fmt::Display;
 use std::io::{self, Write};
 
 use serde::{Deserialize, Deserializer, Serialize};
@@ -92,6 +93,11 @@ pub(crate) fn report(finding: &Finding) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{}", serde_json::to_string(finding)?)?;
     stdout.flush()
+}
+
+/// Writes to the step's log.
+pub(crate) fn log(text: &dyn Display) -> io::Result<()> {
+    writeln!(io::stderr().lock(), "{text}")
 }
 
 #[cfg(test)]

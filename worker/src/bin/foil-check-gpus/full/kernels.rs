@@ -10,7 +10,7 @@ use foil_worker::train::{CompletionGroup, Demonstration, Demonstrations, Objecti
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
-use super::finding::{Bound, Finding, report};
+use super::finding::{Bound, Finding, log, report};
 
 /// Query heads, key-value heads and their width, as in current models.
 const HEADS: [[usize; 3]; 3] = [[8, 2, 64], [4, 4, 96], [8, 1, 128]];
@@ -163,11 +163,7 @@ fn sampling(device: Device) -> Result<()> {
     ))?;
     let race = match race {
         Ok(race) => race,
-        Err(error) => {
-            // Into the step's log.
-            eprintln!("{error}");
-            return Ok(());
-        }
+        Err(error) => return Ok(log(&error)?),
     };
     let found = Vec::<i64>::try_from(race.argmax(1, false).to_device(Device::Cpu))?;
     let equal =

@@ -5,7 +5,7 @@ use foil_common::oom::{self, MemoryKind};
 use foil_torch::device_memory;
 use tch::{Device, Kind, Tensor};
 
-use super::finding::{Finding, report};
+use super::finding::{Finding, log, report};
 
 pub(super) fn run(device: Device) -> Result<()> {
     // The host's memory is promised without being there.
@@ -19,7 +19,7 @@ pub(super) fn run(device: Device) -> Result<()> {
     let is_recognized = shortage.is_some_and(|shortage| shortage.place == MemoryKind::Device.name());
     report(&Finding::must_hold("a shortage of device memory is recognized", is_recognized))?;
     if let (Some(error), false) = (refused, is_recognized) {
-        eprintln!("{error}");
+        log(&error)?;
     }
     device_memory::release_cached()?;
     let is_usable = (&number * 21.0).double_value(&[0]) == 42.0;
