@@ -62,7 +62,7 @@ fn weights_are_copied_to_the_device_while_others_are_read() {
         // Constants of rotary embeddings are smaller.
         let (is_async, bytes): (Vec<_>, Vec<usize>) = copies
             .map(|event| event.text.split_once(' ').unwrap())
-            .map(|(how, rest)| (how == "async", rest.split(' ').next().unwrap().parse().unwrap()))
+            .map(|(how, rest)| (how == "async", rest.split(' ').next().unwrap().parse::<usize>().unwrap()))
             .filter(|(_, bytes)| *bytes >= 256)
             .unzip();
         assert!(bytes.len() > 40, "{bytes:?} bytes are copied to the device");
