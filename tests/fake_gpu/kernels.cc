@@ -60,8 +60,7 @@ Kernel compile_for_host(const std::string& code, const std::string& result) {
 
 // Compiles with the options of libtorch's jiterator.
 void compile_for_gpu(const std::string& code, const std::string& result) {
-  void* nvrtc = dlopen("libnvrtc.so.13", RTLD_NOW);
-  nvrtc = nvrtc != nullptr ? nvrtc : dlopen("libnvrtc.so.12", RTLD_NOW);
+  void* nvrtc = dlopen("libfake_nvrtc.so", RTLD_NOW);
   if (nvrtc == nullptr) {
     return;
   }
