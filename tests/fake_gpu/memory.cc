@@ -73,9 +73,8 @@ class DeviceMemory final : public c10::DeviceAllocator {
     all.peak = now.peak;
     return stats;
   }
-  // Reports a board with 80 GiB.
   std::pair<std::size_t, std::size_t> getMemoryInfo(c10::DeviceIndex /*device*/) override {
-    constexpr std::size_t total = std::size_t{80} << 30;
+    constexpr auto total = static_cast<std::size_t>(kBoardBytes);
     return {total - static_cast<std::size_t>(memory(/*reset=*/false).live), total};
   }
   void resetAccumulatedStats(c10::DeviceIndex /*device*/) override {}

@@ -33,7 +33,7 @@ FILE* trace() {
 std::int64_t limit() {
   static const std::int64_t bytes = [] {
     const char* text = std::getenv("FAKE_GPU_BYTES");
-    return text == nullptr ? INT64_MAX : std::strtoll(text, nullptr, 10);
+    return text == nullptr ? kBoardBytes : std::strtoll(text, nullptr, 10);
   }();
   return bytes;
 }

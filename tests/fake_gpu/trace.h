@@ -27,12 +27,15 @@ bool tracing();
 // device-side assertion.
 void launch(const std::string& operation);
 
+// The memory of the board, in bytes.
+constexpr std::int64_t kBoardBytes = std::int64_t{80} << 30;
+
 struct Memory {
   std::int64_t live = 0, peak = 0;
 };
 // Live bytes of tensors, and their maximum since the last call with `reset`.
 Memory memory(bool reset);
-// Adds to the live bytes. Throws CUDA's error if they exceed FAKE_GPU_BYTES.
+// Adds to the live bytes. Throws CUDA's error if they exceed FAKE_GPU_BYTES, or those of the board.
 void allocated(std::int64_t bytes);
 void freed(std::int64_t bytes);
 

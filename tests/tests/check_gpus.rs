@@ -61,9 +61,9 @@ fn a_full_check_holds_operations_collectives_and_jobs_to_bounds() {
     let names: Vec<_> = steps.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["facts", "kernels", "speed", "shortage", "collectives", "lost rank", "jobs"]);
     for check in [
-        "gradient, bf16, 8 heads of 64, 2 for keys, shared prompts",
+        "gradient, bf16, 8/2 heads of 64, shared prompts",
         "gradient of a token of probability 0.998, bf16",
-        "reward step of 1.2B, share of the bf16 limit",
+        "reward step of tiny model, share of the bf16 limit",
         "exact collectives of 2 ranks",
         "end of a rank whose peer was killed in an all-reduce",
         "a killed rank changes no weights",

@@ -148,6 +148,27 @@ fn sampling_needs_no_compiler_of_kernels() {
     gpu.assert_no_trouble();
 }
 
+/// The full check of a host passes, but for its speed.
+#[test]
+fn a_full_check_passes() {
+    let Some(gpu) = FakeGpu::new("a full check") else { return };
+    let out = tempfile::tempdir().unwrap();
+    let mut command = Command::new(foil_worker().with_file_name("foil-check-gpus"));
+    command
+        .args(["--device", "cuda", "--ranks", "2", "--mebibytes", "1", "--small", "--full"])
+        .arg(out.path());
+    let output = command.envs(gpu.environment()).output().unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{stdout}{stderr}");
+    for check in
+        ["kernel of sampling compiles", "tokens sampled as on the host", "a shortage of device memory"]
+    {
+        let row = stdout.lines().find(|row| row.contains(check)).unwrap_or_else(|| panic!("{stdout}"));
+        assert!(row.ends_with(" ok"), "{row}");
+    }
+    gpu.assert_no_trouble();
+}
+
 #[test]
 fn nccl_sums_are_exact_at_every_number_of_ranks() {
     let Some(gpu) = FakeGpu::new("sums of NCCL") else { return };

@@ -23,12 +23,9 @@ pub(super) fn find(check: &Check<'_>, findings: &mut Vec<Finding>) -> Result<()>
             fs::write(check.log(name), [output.stdout, output.stderr].concat())?;
         }
         let (locked, _) = getrlimit(Resource::RLIMIT_MEMLOCK)?;
-        let is_unlimited = f64::from(u8::from(locked == RLIM_INFINITY));
-        findings.push(Finding::may(
+        findings.push(Finding::may_hold(
             "memory may be locked without a limit (ulimit -l)",
-            is_unlimited,
-            "",
-            Bound::AtLeast(1.0),
+            locked == RLIM_INFINITY,
         ));
         findings.push(Finding::may(
             "room in /dev/shm, for NCCL",

@@ -10,6 +10,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 pub(crate) enum Bound {
     AtMost(f64),
     AtLeast(f64),
+    /// The value is 1, and 0 if the condition does not hold.
+    Holds,
 }
 
 /// A value of one check.
@@ -48,7 +50,12 @@ impl Finding {
 
     /// A condition without which a job cannot be trusted.
     pub(crate) fn must_hold(check: impl Into<String>, holds: bool) -> Self {
-        Self::must(check, f64::from(u8::from(holds)), "", Bound::AtLeast(1.0))
+        Self::must(check, f64::from(u8::from(holds)), "", Bound::Holds)
+    }
+
+    /// A condition that healthy machines meet.
+    pub(crate) fn may_hold(check: impl Into<String>, holds: bool) -> Self {
+        Self { must: false, ..Self::must_hold(check, holds) }
     }
 
     pub(crate) fn is_within(&self) -> bool {
@@ -56,6 +63,7 @@ impl Finding {
             None => true,
             Some(Bound::AtMost(bound)) => self.value <= bound,
             Some(Bound::AtLeast(bound)) => self.value >= bound,
+            Some(Bound::Holds) => self.value == 1.0,
         }
     }
 
@@ -72,7 +80,7 @@ impl Finding {
             _ => format!("{:.4}", number).trim_end_matches('0').trim_end_matches('.').to_owned(),
         };
         let bound = match self.bound {
-            None => String::new(),
+            None | Some(Bound::Holds) => String::new(),
             Some(Bound::AtMost(bound)) => format!("<= {}", number(bound)),
             Some(Bound::AtLeast(bound)) => format!(">= {}", number(bound)),
         };
@@ -82,8 +90,11 @@ impl Finding {
             (_, false, true) => "FAILED",
             (_, false, false) => "missed",
         };
-        let value = format!("{} {}", number(self.value), self.unit);
-        let row = format!("{step:<12}{:<56}{:<16}{bound:<12}{outcome}", self.check, value.trim_end());
+        let value = match self.bound {
+            Some(Bound::Holds) => if self.is_within() { "yes" } else { "no" }.to_owned(),
+            _ => format!("{} {}", number(self.value), self.unit),
+        };
+        let row = format!("{step:<12}{:<58}{:<16}{bound:<12}{outcome}", self.check, value.trim_end());
         row.trim_end().to_owned()
     }
 }
@@ -134,7 +145,8 @@ mod tests {
             row(Finding::may("bus", 210.0, "GB/s", Bound::AtLeast(300.0))),
             "kernels bus 210 GB/s >= 300 missed"
         );
-        assert_eq!(row(Finding::must_hold("equal bits", false)), "kernels equal bits 0 >= 1 FAILED");
+        assert_eq!(row(Finding::must_hold("equal bits", false)), "kernels equal bits no FAILED");
+        assert_eq!(row(Finding::may_hold("room", true)), "kernels room yes ok");
         assert_eq!(row(Finding::note("tokens", 123_456.0, "/s")), "kernels tokens 1.235e5 /s");
     }
 }

@@ -103,7 +103,7 @@ impl Check<'_> {
         let names: Vec<String> = names.collect();
         print_line(&names.join("\n"))?;
         print_line(
-            &format!("{:<12}{:<56}{:<16}{:<12}", "STEP", "CHECK", "VALUE", "BOUND").trim_end().to_owned(),
+            &format!("{:<12}{:<58}{:<16}{:<12}", "STEP", "CHECK", "VALUE", "BOUND").trim_end().to_owned(),
         )?;
         let started = Instant::now();
         let limit = Self::LIMITS[usize::from(self.devices.len() > 1)];

@@ -87,6 +87,8 @@ fn planned(config: &DecoderConfig, head: memory::Head, length: usize) -> u64 {
 
 /// Measured limits of the device.
 struct Limits {
+    /// Short name of the model that is measured.
+    model: &'static str,
     /// Floating-point operations per second of a product of bf16 matrices.
     flops: f64,
     /// Bytes per second, read and written by a copy.
@@ -111,8 +113,12 @@ impl Limits {
         );
         let copied = from.shallow_clone();
         let copy = seconds(10, || to.copy_(&from), &copied);
-        let limits =
-            Self { flops: 2.0 * (size as f64).powi(3) / product, bandwidth: 8.0 * elements as f64 / copy };
+        let model = if is_small { "tiny model" } else { "1.2B" };
+        let limits = Self {
+            model,
+            flops: 2.0 * (size as f64).powi(3) / product,
+            bandwidth: 8.0 * elements as f64 / copy,
+        };
         report(&Finding::note("product of bf16 matrices", limits.flops / 1e12, "TFLOP/s"))?;
         report(&Finding::note("memory bandwidth of a copy", limits.bandwidth / 1e9, "GB/s"))?;
         Ok(limits)
@@ -191,8 +197,8 @@ fn train(
     let per_second = (MEASURED * tokens) as f64 / started.elapsed().as_secs_f64();
     // Six operations per parameter and token; those of recomputation do not count.
     let share = 6.0 * parameters.count() as f64 * per_second / limits.flops;
-    report(&Finding::note(format!("{name} step of 1.2B, bf16"), per_second, "tokens/s"))?;
-    let check = format!("{name} step of 1.2B, share of the bf16 limit");
+    report(&Finding::note(format!("{name} step of {}, bf16", limits.model), per_second, "tokens/s"))?;
+    let check = format!("{name} step of {}, share of the bf16 limit", limits.model);
     report(&Finding::may(check, share, "", Bound::AtLeast(0.45)))?;
     Ok(())
 }
@@ -211,7 +217,7 @@ fn decode(model: &LanguageModel, limits: &Limits, is_small: bool) -> Result<()> 
         let per_token = 2 * 2 * shape.layers * shape.kv_width();
         let bytes = 2 * shape.parameters(memory::Head::Language) + rows as u64 * cached * per_token;
         let floor = bytes as f64 / limits.bandwidth;
-        let check = format!("decoding step of 1.2B, {rows} rows");
+        let check = format!("decoding step of {}, {rows} rows", limits.model);
         let found = Finding::note(check.clone(), 1e3 * step, "ms");
         let found = match model.device().is_cuda() && !is_small && rows == 64 {
             // Above it, attention compiles a plan at each step.

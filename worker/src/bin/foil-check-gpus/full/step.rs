@@ -42,7 +42,7 @@ pub(crate) fn run(args: &StepArgs) -> Result<()> {
     runtime::disable_cudnn_attention();
     runtime::set_deterministic(true)?;
     match args.step {
-        Isolated::Kernels => kernels::run(device),
+        Isolated::Kernels => kernels::run(device, args.small),
         Isolated::Speed => speed::run(device, args.small),
         Isolated::Shortage => shortage::run(device),
     }
