@@ -1,26 +1,27 @@
 //! The machine: driver, memory, disk and limits.
 
-use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use foil_worker::agent::DeviceKind;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use nix::sys::statvfs::statvfs;
 
-use super::Check;
 use super::finding::{Bound, Finding};
+use super::{Check, process};
 
 const GB: f64 = 1e9;
 
-pub(super) fn find(check: &Check<'_>, findings: &mut Vec<Finding>) -> Result<()> {
+pub(super) fn find(check: &Check<'_>, limit: Duration, findings: &mut Vec<Finding>) -> Result<()> {
     findings.push(Finding::must("devices", check.devices.len() as f64, "", Bound::AtLeast(1.0)));
     if check.device == DeviceKind::Cuda {
         // The driver's version was checked when the devices were listed.
         for (name, arguments) in [("nvidia-smi", &["-q"][..]), ("topology", &["topo", "-m"])] {
-            let output = Command::new("nvidia-smi").args(arguments).output().context("running nvidia-smi")?;
-            fs::write(check.log(name), [output.stdout, output.stderr].concat())?;
+            let mut command = Command::new("nvidia-smi");
+            let text = check.out.join(format!("{name}.txt"));
+            process::run(command.args(arguments), &text, &check.log(name), limit)?;
         }
         let (locked, _) = getrlimit(Resource::RLIMIT_MEMLOCK)?;
         findings.push(Finding::may_hold(
@@ -35,9 +36,10 @@ pub(super) fn find(check: &Check<'_>, findings: &mut Vec<Finding>) -> Result<()>
         ));
     }
     let worker = std::env::current_exe().context("finding this program")?.with_file_name("foil-worker");
-    let version = Command::new(&worker).arg("--version").output();
-    let starts = version.is_ok_and(|output| output.status.success());
-    findings.push(Finding::must_hold("foil-worker starts with its libraries", starts));
+    let text = check.out.join("version.txt");
+    let starts =
+        process::run(Command::new(&worker).arg("--version"), &text, &check.log("foil-worker"), limit);
+    findings.push(Finding::must_hold("foil-worker starts with its libraries", starts.is_ok()));
     findings.push(Finding::note("room in the temporary directory", free(&std::env::temp_dir())?, "GB"));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     findings.push(Finding::note("cores of the host", cores as f64, ""));

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::Check;
 use super::finding::Finding;
+use super::{Check, process};
 
 /// Names and settings of jobs that need only succeed.
 const JOBS: [(&str, &[&str]); 6] = [
@@ -24,6 +24,7 @@ const BF16: [&str; 1] = ["resources.precision=bf16"];
 
 pub(super) fn run(check: &Check<'_>, limit: Duration, findings: &mut Vec<Finding>) -> Result<()> {
     let Some(file) = check.job else { return Ok(()) };
+    fs::create_dir_all(check.out.join("jobs"))?;
     let jobs = Jobs { check, file, deadline: Instant::now() + limit };
     let [first, again] = ["bf16", "bf16, again"].map(|name| jobs.run(name, &BF16, None, findings));
     let (first, again) = (first?, again?);
@@ -70,11 +71,9 @@ impl Jobs<'_> {
             command.env("FOIL_FAILPOINT", failpoint).env("FOIL_FAILPOINT_ONCE", &once);
         }
         let started = Instant::now();
-        let output = command.output().with_context(|| {
-            format!("{} cannot be started; build it with `cargo build --release`", foil.display())
-        })?;
-        let told = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "the job {name} failed ({}): {}", output.status, told.trim());
+        let (stdout, log) = (out.with_extension("json"), out.with_extension("log"));
+        let left = self.deadline.saturating_duration_since(started);
+        process::run(&mut command, &stdout, &log, left).with_context(|| format!("the job {name}"))?;
         ensure!(failpoint.is_none() || once.exists(), "no rank was killed in the job {name}");
         let seconds = started.elapsed().as_secs_f64();
         findings.push(Finding::note(format!("job: {name}, on {ranks} ranks"), seconds, "s"));

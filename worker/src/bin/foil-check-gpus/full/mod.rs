@@ -6,6 +6,7 @@ mod facts;
 pub(crate) mod finding;
 mod jobs;
 mod kernels;
+mod process;
 mod shortage;
 mod speed;
 mod step;
@@ -148,7 +149,7 @@ impl Check<'_> {
         let mut findings = Vec::new();
         let done = match step {
             _ if limit.is_zero() => Err(anyhow!("no time is left for it")),
-            Step::Facts => facts::find(self, &mut findings),
+            Step::Facts => facts::find(self, limit, &mut findings),
             Step::Isolated(isolated) => step::start(self, isolated, limit, &mut findings),
             Step::Collectives => self.collectives(&mut findings, limit),
             Step::LostRank => self.lost_rank(&mut findings),

@@ -38,13 +38,14 @@ pub(super) fn run(device: Device, is_small: bool) -> Result<()> {
     let planned = [memory::Head::Language, memory::Head::Reward].map(|head| planned(&config, head, length));
     let largest = planned.iter().copied().max().unwrap_or_default();
     let limits = Limits::measure(device, is_small)?;
-    let total = device_memory::total()?;
-    if total > 0 && total < largest {
-        report(&Finding::note("memory of a step of 1.2B, more than there is", largest as f64 / 1e9, "GB"))?;
-        return Ok(());
-    }
     let mut model = LanguageModel::from_config(&config, 1, device).with_checkpointing(true);
     decode(&model, &limits, is_small)?;
+    let total = device_memory::total()?;
+    if total > 0 && total < largest {
+        let check = format!("memory of a step of {}, more than there is", limits.model);
+        report(&Finding::note(check, largest as f64 / 1e9, "GB"))?;
+        return Ok(());
+    }
     let rows: Vec<_> = (0..SEQUENCES).map(|id| demonstration(id, length)).collect();
     let objective = Demonstrations::new(&model, &rows, Precision::Bf16);
     train("policy", &objective, model.parameters(), &limits, length)?;

@@ -1,23 +1,17 @@
 //! Steps in processes of their own.
 
-use std::fs::{self, File};
-use std::process::{Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use foil_torch::runtime;
 use foil_worker::agent::DeviceKind;
 use tch::{Cuda, Device};
 
 use super::finding::Finding;
-use super::{Check, Isolated, kernels, shortage, speed};
-
-/// Interval at which the process is polled.
-const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// Number of lines of a failed step's log that are shown.
-const TAIL: usize = 5;
+use super::{Check, Isolated, kernels, process, shortage, speed};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct StepArgs {
@@ -68,35 +62,9 @@ pub(super) fn start(
         command.env("CUBLAS_WORKSPACE_CONFIG", ":4096:8").env("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1");
         command.env("PYTORCH_ALLOC_CONF", "expandable_segments:True");
     }
-    command.stdin(Stdio::null()).stdout(File::create(&found)?).stderr(File::create(&log)?);
-    let mut child = command.spawn().context("starting a process")?;
-    let deadline = Instant::now() + limit;
-    let ended = loop {
-        match child.try_wait().context("waiting for a process")? {
-            Some(status) => break Some(status),
-            None if Instant::now() >= deadline => {
-                // It may have exited in the meantime.
-                let _ = child.kill();
-                let _ = child.wait();
-                break None;
-            }
-            None => thread::sleep(POLL_INTERVAL),
-        }
-    };
+    let ran = process::run(&mut command, &found, &log, limit);
+    // Also of a process that failed; one that was killed may have left half a line.
     let lines = fs::read_to_string(&found)?;
-    // A process that was killed may have left half a line.
     findings.extend(lines.lines().filter_map(|line| serde_json::from_str::<Finding>(line).ok()));
-    let tail = || {
-        let text = fs::read_to_string(&log).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(TAIL)..]
-            .iter()
-            .map(|line| format!("\n  | {line}"))
-            .collect::<String>()
-    };
-    match ended {
-        None => Err(anyhow!("it did not end within {} s{}", limit.as_secs(), tail())),
-        Some(status) if !status.success() => Err(anyhow!("it ended with {status}{}", tail())),
-        Some(_) => Ok(()),
-    }
+    ran
 }
