@@ -88,7 +88,11 @@ async fn gather_all(args: &ReportArgs, extent: Extent) -> Result<Vec<v1::RunRepo
                     None => metrics.insert(telemetry::install_metrics()?),
                 };
                 let served = LocalRun::read(directory, metrics.clone()).await?;
-                let run = gather::run(&served.client, served.job.clone(), extent).await;
+                let mut job = served.job.clone();
+                if served.is_stopped() {
+                    stop(&mut job);
+                }
+                let run = gather::run(&served.client, job, extent).await;
                 served.close().await?;
                 let run = run.with_context(|| format!("cannot read {}", directory.display()))?;
                 v1::RunReport { directory: folder(directory), ..run }
@@ -109,6 +113,14 @@ async fn gather_all(args: &ReportArgs, extent: Extent) -> Result<Vec<v1::RunRepo
         runs.push(run);
     }
     Ok(runs)
+}
+
+/// Shows that no process works on a job. Its log ends like that of a job whose next attempt has no devices
+/// yet.
+fn stop(job: &mut v1::Job) {
+    job.set_state(v1::JobState::Queued);
+    let reason = "the run was stopped, and the same `foil run` command resumes it".to_owned();
+    job.waiting = Some(v1::JobWait { reason, ..Default::default() });
 }
 
 /// The arm that an argument names, and the rest.

@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::client::Client;
+use crate::client::{Client, is_ended};
 use crate::run::directory::{self, RESULT, SPEC, STORE};
 use crate::run::lock::{self, Holder, LOCK, Program};
 
@@ -113,6 +113,11 @@ impl LocalRun {
     /// URL of the job's page.
     pub(crate) fn page(&self) -> String {
         format!("{}/jobs/{}", self.url, self.job.id)
+    }
+
+    /// Whether the run was stopped before the job's end, so that no process works on it.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.server.is_some() && !is_ended(&self.job)
     }
 
     pub(crate) async fn close(self) -> Result<()> {
