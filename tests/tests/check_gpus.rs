@@ -40,11 +40,12 @@ fn a_short_job_runs_on_all_ranks() {
 }
 
 /// The steps of `--full` with their errors, and whether the whole check passed.
-fn full(arguments: &[&str], environment: &[(&str, &str)]) -> (bool, Vec<(String, bool)>, String) {
+fn full(environment: &[(&str, &str)]) -> (bool, Vec<(String, bool)>, String) {
     let out = tempfile::tempdir().unwrap();
     let out = out.path().join("out");
-    let arguments = [&SMALL[..], &["--ranks", "2", "--small", "--full", out.to_str().unwrap()], arguments];
-    let (output, stdout, stderr) = check(&arguments.concat(), environment);
+    let job = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/jobs/check.yaml");
+    let arguments = ["--ranks", "2", "--small", "--job", job, "--full", out.to_str().unwrap()];
+    let (output, stdout, stderr) = check(&[&SMALL[..], &arguments].concat(), environment);
     let summary = std::fs::read(out.join("summary.json")).unwrap_or_else(|e| panic!("{e}: {stdout}{stderr}"));
     let summary: Value = serde_json::from_slice(&summary).unwrap();
     assert_eq!(output.status.success(), summary["passed"] == true, "{stdout}{stderr}");
@@ -55,8 +56,7 @@ fn full(arguments: &[&str], environment: &[(&str, &str)]) -> (bool, Vec<(String,
 
 #[test]
 fn a_full_check_holds_operations_collectives_and_jobs_to_bounds() {
-    let job = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/jobs/check.yaml");
-    let (passed, steps, stdout) = full(&["--job", job], &[]);
+    let (passed, steps, stdout) = full(&[]);
     assert!(passed, "{stdout}");
     let names: Vec<_> = steps.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["facts", "kernels", "speed", "shortage", "collectives", "lost rank", "jobs"]);
@@ -65,9 +65,9 @@ fn a_full_check_holds_operations_collectives_and_jobs_to_bounds() {
         "gradient of a token of probability 0.998, bf16",
         "reward step of tiny model, share of the bf16 limit",
         "exact collectives of 2 ranks",
-        "end of a rank whose peer was killed in an all-reduce",
+        "end of a rank whose peer was killed between all-reduces",
         "a killed rank changes no weights",
-        "job: bf16, fsdp, on 2 ranks",
+        "job succeeds: bf16, fsdp",
     ] {
         assert!(stdout.contains(check), "no {check} in {stdout}");
     }
@@ -80,7 +80,7 @@ fn a_full_check_goes_on_after_a_step_that_fails() {
     let once = marker.path().join("fired");
     let environment =
         [("FOIL_FAILPOINT", "rank.start=kill@1"), ("FOIL_FAILPOINT_ONCE", once.to_str().unwrap())];
-    let (passed, steps, stdout) = full(&[], &environment);
+    let (passed, steps, stdout) = full(&environment);
     assert!(!passed && stdout.contains("rank 0 on cpu:0 ended with signal: 9"), "{stdout}");
     let failed: Vec<_> = steps.iter().filter(|(_, passed)| !passed).map(|(name, _)| name.as_str()).collect();
     assert_eq!((failed, steps.len()), (vec!["collectives"], 7), "{stdout}");

@@ -118,11 +118,7 @@ fn compile(libtorch: &Path, nccl_headers: Option<&[PathBuf]>) {
         .debug(false);
     println!("cargo:rustc-check-cfg=cfg(foil_nccl)");
     if let Some(headers) = nccl_headers {
-        build
-            .includes(headers)
-            .define("USE_C10D_NCCL", None)
-            .define("FOIL_NCCL", None)
-            .define("FOIL_CUDA_HEADERS", None);
+        build.includes(headers).define("USE_C10D_NCCL", None).define("FOIL_NCCL", None);
         println!("cargo:rustc-cfg=foil_nccl");
     }
     build.compile("foil_torch_cpp");

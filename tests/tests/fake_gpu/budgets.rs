@@ -16,7 +16,9 @@ fn scenarios(gpu: &FakeGpu) -> Trace {
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     gpu.assert_no_trouble();
-    gpu.trace_of(pid)
+    let trace = gpu.trace_of(pid);
+    assert!(trace.count("nvrtc") > 0, "no kernel was compiled for a GPU");
+    trace
 }
 
 /// Checks that `what` takes at most `bound`. A smaller number becomes the new bound.

@@ -143,7 +143,7 @@ fn sampling_needs_no_compiler_of_kernels() {
     };
     let (with, without) = (run(&[]), run(&[("FAKE_GPU_WITHOUT_NVRTC", "1")]));
     assert!(!with.0.is_empty() && with.0 == without.0, "the samples differ");
-    let told = "sampling without the kernel compiled for it";
+    let told = "cannot use the compiled sampling kernel";
     assert!(!with.1.contains(told) && without.1.contains(told), "{}", without.1);
     gpu.assert_no_trouble();
 }

@@ -29,8 +29,6 @@ const DEFAULTS: [(&[&str], &str); 2] = [
     (&["NCCL_RUNTIME_CONNECT"], "0"),
 ];
 
-const KERNEL_CACHE: &str = "PYTORCH_KERNEL_CACHE_PATH";
-
 /// The [`DEFAULTS`] that the user has not overridden.
 fn unset_defaults() -> impl Iterator<Item = (&'static str, &'static str)> {
     let is_unset = |names: &[&str]| names.iter().all(|name| std::env::var_os(name).is_none());
@@ -267,10 +265,6 @@ impl RankProgram {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        // Kernels that libtorch compiles at run time, for all ranks of this agent.
-        if device.kind == "cuda" && std::env::var_os(KERNEL_CACHE).is_none() {
-            command.env(KERNEL_CACHE, self.work_dir.join("kernels"));
-        }
         // '=' requires an exact name. A value set by the user takes precedence.
         if device.kind == "cuda"
             && std::env::var_os(interface::NCCL_SOCKET_IFNAME).is_none()

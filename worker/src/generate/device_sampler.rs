@@ -184,7 +184,7 @@ fn fused_race_works(device: Device) -> bool {
             Ok(false) => "its results differ from libtorch's".to_owned(),
             Err(error) => error.to_string(),
         };
-        tracing::warn!(error, "sampling without the kernel compiled for it, which takes longer");
+        tracing::warn!(error, "cannot use the compiled sampling kernel; sampling will be slower");
         false
     })
 }
@@ -207,7 +207,7 @@ fn weights(logits: &Tensor, maxima: &Tensor, temperature: f64) -> Tensor {
     // A difference of fp32 and fp64 is computed in fp64, without a copy of the logits.
     let mut scaled = logits - maxima.to_kind(Kind::Double);
     if temperature != 1.0 {
-        scaled = scaled / temperature;
+        scaled /= temperature;
     }
     scaled.exp_()
 }

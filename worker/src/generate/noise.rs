@@ -81,7 +81,7 @@ pub(super) fn negative_complements(keys: &Tensor, vocab_size: i64) -> Tensor {
     let tokens = Tensor::arange_start(1, vocab_size + 1, (Kind::Int64, keys.device()));
     let bits = keys.unsqueeze(1) + tokens * GOLDEN_GAMMA.cast_signed();
     let bits = shift_right(&mix_tensor(&bits), 11);
-    // A tensor of the host that is a number converts the bits to fp64 as they are read.
+    // Adding a zero-dimensional fp64 tensor converts the bits within the same kernel.
     (bits + Tensor::from(0.5_f64)) * -UNIT
 }
 

@@ -19,7 +19,7 @@
 namespace foil {
 namespace {
 
-// Bytes that one thread reads at a time.
+// Threads share a read in multiples of this many bytes.
 constexpr std::int64_t kPart = std::int64_t{4} << 20;
 // Bytes that are copied to a GPU at a time. The parts of one piece are read by several threads.
 constexpr std::int64_t kPiece = std::int64_t{32} << 20;
@@ -91,13 +91,8 @@ void FileReader::read(std::int32_t file, std::uint64_t start, const at::Tensor& 
     pinned.copied.synchronize();
     const auto host = pinned.bytes.narrow(0, 0, count * size).view(kind);
     read_host(file, offset + at * size, host);
-    const auto piece = into.narrow(0, at, count);
-    if (into.scalar_type() == kind) {
-      piece.copy_(host, /*non_blocking=*/true);
-    } else {
-      // A copy that also converts would convert on the host first.
-      piece.copy_(host.to(into.options().dtype(kind), /*non_blocking=*/true));
-    }
+    // Converts on the GPU, if at all.
+    into.narrow(0, at, count).copy_(host, /*non_blocking=*/true);
     pinned.copied.record(stream);
   }
 }

@@ -19,7 +19,8 @@ pub struct FileReader {
 }
 
 impl FileReader {
-    /// Creates a reader to `device`. For a GPU it takes 64 MiB of pinned memory.
+    /// Creates a reader to `device`. For a GPU it takes 64 MiB of pinned memory, which libtorch keeps for
+    /// later use.
     ///
     /// # Errors
     /// [`crate::Error::Torch`] if memory is short.

@@ -27,7 +27,9 @@ pub enum SpillError {
          directory with more"
     )]
     File { directory: String, what: String },
-    #[error("a row cannot be kept as a line of JSON: {what}; this is a bug in Foil, please report it")]
+    #[error(
+        "a row cannot be written as JSON and read again: {what}; this is a bug in Foil, please report it"
+    )]
     Line { what: String },
 }
 

@@ -1,9 +1,11 @@
 //! Operations of a process on the stand-in device, each between two marks.
 
+use std::io::Write;
 use std::path::Path;
 
 use foil_common::memory::{self, Batch, Compute, ModelShape, Training, training};
 use foil_common::spec::{self, Normalization, Sampling};
+use foil_torch::FileReader;
 use foil_torch::autograd::backward;
 use foil_worker::generate::{GenerateRequest, GenerationConfig, NoiseKey, generate};
 use foil_worker::model::{DecoderConfig, Inference, LanguageModel, Precision, RewardModel, SaveDtype};
@@ -243,6 +245,21 @@ fn mixed_generation(layers: usize) {
     }
 }
 
+/// A tensor of several pieces of pinned memory, with an end that fills none, in another precision than the
+/// file.
+fn large_weights() {
+    const ELEMENTS: i64 = (70 << 20) / 2 + 13;
+    let numbers = Tensor::arange(ELEMENTS, (Kind::Float, Device::Cpu)).sin().to_kind(Kind::BFloat16);
+    let bytes = Vec::<u8>::try_from(numbers.view_dtype(Kind::Uint8)).unwrap();
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&bytes).unwrap();
+    let reader = FileReader::new(GPU).unwrap();
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let read = reader.read(&file, 0, ELEMENTS, Kind::BFloat16, kind).unwrap();
+        assert!(read.to_device(Device::Cpu).equal(&numbers.to_kind(kind)), "{kind:?}");
+    }
+}
+
 #[test]
 #[ignore = "needs the stand-in, on which another test starts it"]
 fn scenarios_on_the_stand_in() {
@@ -250,6 +267,7 @@ fn scenarios_on_the_stand_in() {
     tch::set_num_threads(1);
     foil_torch::runtime::disable_cudnn_attention();
     foil_torch::runtime::set_deterministic(true).unwrap();
+    large_weights();
     for layers in LAYERS {
         demonstrations(layers);
         shared_prompts(layers);

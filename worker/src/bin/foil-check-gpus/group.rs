@@ -13,6 +13,7 @@ use anyhow::{Context, Result, anyhow};
 use foil_proto::v1;
 use foil_torch::c10d::Store;
 use foil_worker::agent::DeviceKind;
+use nix::sys::signal::Signal;
 
 use super::rank::{HOST, Report, key};
 
@@ -37,44 +38,42 @@ pub(crate) struct Group<'a> {
 }
 
 impl Group<'_> {
-    /// Time that ranks have to end after the timeout of their collectives.
-    pub(crate) const GRACE: Duration = Duration::from_secs(60);
-
     /// Loses the last rank between two all-reduces and returns how long the others take to end.
     ///
     /// # Errors
-    /// One of them is still there after the timeout and [`Group::GRACE`].
-    pub(crate) fn survive(&self) -> Result<Duration> {
+    /// They do not fail, or are still there after `limit`; the last rank ends in another way.
+    pub(crate) fn survive(&self, limit: Duration) -> Result<Duration> {
         let store = Store::host(HOST, self.timeout)?;
         let last = self.devices.len() - 1;
         let ranks = (0..=last).map(|rank| self.start(rank, store.port(), Some(last)));
         let mut ranks = Ranks(ranks.collect::<Result<Vec<_>>>()?);
-        let started = Instant::now();
-        let mut lost = None;
+        let deadline = Instant::now() + limit;
+        let mut lost: Option<Instant> = None;
         loop {
-            let mut running = Vec::new();
-            for rank in &mut ranks.0 {
-                match rank.child.try_wait().context("waiting for a rank")? {
-                    None => running.push(rank.number),
-                    Some(status) if rank.number == last && status.signal().is_none() => {
-                        return Err(rank.failure(&format!("ended with {status} before it was killed")));
-                    }
-                    Some(_) => {}
+            let mut running = 0;
+            // The last one first: others fail only after it.
+            for rank in ranks.0.iter_mut().rev() {
+                let Some(status) = rank.child.try_wait().context("waiting for a rank")? else {
+                    running += 1;
+                    continue;
+                };
+                let is_killed = status.signal() == Some(Signal::SIGKILL as i32);
+                if rank.number == last && is_killed {
+                    lost.get_or_insert_with(Instant::now);
+                } else if rank.number == last || lost.is_none() || status.success() {
+                    return Err(
+                        rank.failure(&format!("ended with {status}, though rank {last} was to be lost"))
+                    );
                 }
-            }
-            if !running.contains(&last) {
-                lost.get_or_insert_with(Instant::now);
             }
             match lost {
-                Some(lost) if running.is_empty() => return Ok(lost.elapsed()),
-                Some(lost) if lost.elapsed() > self.timeout + Self::GRACE => {
-                    return Err(anyhow!(
-                        "ranks {running:?} still run {:?} after another was killed",
-                        lost.elapsed()
-                    ));
-                }
-                None if started.elapsed() > self.timeout + Self::GRACE => {
-                    return Err(anyhow!("rank {last} was not killed"));
+                Some(lost) if running == 0 => return Ok(lost.elapsed()),
+                _ if Instant::now() >= deadline => {
+                    let still = ranks.0.iter_mut().find_map(|rank| match rank.child.try_wait() {
+                        Ok(None) => Some(rank.failure(&format!("did not end within {} s", limit.as_secs()))),
+                        _ => None,
+                    });
+                    return still.map_or_else(|| Ok(limit), Err);
                 }
                 _ => thread::sleep(POLL_INTERVAL),
             }

@@ -59,10 +59,10 @@ struct CheckArgs {
     #[arg(long, value_name = "JOB.yaml")]
     job: Option<PathBuf>,
     /// Check everything that a job needs: operations against the CPU's, speed and memory of a model of 1.2
-    /// billion parameters, collectives, the death of a rank, and jobs of every method. Takes at most 10
+    /// billion parameters, collectives, the death of a rank, and jobs of several methods. Takes at most 10
     /// minutes with one GPU, and 15 with several. Writes summary.json, logs and results to this
     /// directory.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", requires = "job")]
     full: Option<PathBuf>,
     /// With --full, use a tiny model instead, to try this tool without a GPU.
     #[arg(long, requires = "full")]
@@ -87,6 +87,9 @@ fn main() -> ExitCode {
 }
 
 fn check(args: &CheckArgs) -> Result<()> {
+    if let Some(out) = &args.full {
+        full::forget(out)?;
+    }
     let ranks = args.ranks.or((args.device == DeviceKind::Cpu).then_some(2)).map(usize::from);
     let devices = list_devices(args.device, ranks).context("there is no GPU to check")?;
     if devices.is_empty() {
@@ -101,7 +104,7 @@ fn check(args: &CheckArgs) -> Result<()> {
             devices: &devices,
             mebibytes: args.mebibytes.into(),
             timeout,
-            job: args.job.as_deref(),
+            job: args.job.as_deref().context("--full needs a --job")?,
             out,
             is_small: args.small,
         };

@@ -1,7 +1,9 @@
 // Sampling on a GPU with a kernel of our own, which NVRTC compiles at its first launch.
 
 #include <ATen/core/Tensor.h>
-#ifdef FOIL_CUDA_HEADERS
+// The headers of a libtorch without CUDA lack this one.
+#if __has_include(<ATen/cuda/CUDAConfig.h>)
+#define FOIL_JITERATOR
 #include <ATen/cuda/jiterator.h>
 
 // Bound weakly, as NCCL is (see c10d/group.cc).
@@ -17,7 +19,7 @@ namespace foil {
 namespace {
 
 // ln(u)/p for one token, with p = exp((logit − maximum) / temperature) and u of SplitMix64's stream at `key`, whose 64
-// bits come as a number of fp64. ATen's operations take some twenty passes over the logits for the same.
+// bits come as a number of fp64. ATen's operations take many passes over the logits for the same.
 [[maybe_unused]] constexpr const char* kExponentialRace = R"(
 template <typename T>
 T foil_exponential_race(T logit, T maximum, T key, T token, T temperature) {
@@ -38,7 +40,7 @@ std::unique_ptr<at::Tensor> exponential_race([[maybe_unused]] const at::Tensor& 
                                              [[maybe_unused]] const at::Tensor& keys,
                                              [[maybe_unused]] const at::Tensor& tokens,
                                              [[maybe_unused]] double temperature) {
-#ifdef FOIL_CUDA_HEADERS
+#ifdef FOIL_JITERATOR
   TORCH_CHECK(
       logits.is_cuda() && logits.dim() == 2 && maxima.dim() == 2 && keys.dim() == 1 && tokens.dim() == 1 &&
           keys.scalar_type() == at::kLong && tokens.scalar_type() == at::kDouble,
@@ -50,7 +52,7 @@ std::unique_ptr<at::Tensor> exponential_race([[maybe_unused]] const at::Tensor& 
                                                   /*return_by_ref=*/false);
   return std::make_unique<at::Tensor>(std::move(results[0]));
 #else
-  TORCH_CHECK(false, "this build has no CUDA headers, which kernels of its own need");
+  TORCH_CHECK(false, "this libtorch has no CUDA");
 #endif
 }
 

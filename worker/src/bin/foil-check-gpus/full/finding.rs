@@ -38,7 +38,7 @@ impl Finding {
         Self { check: check.into(), value, unit: unit.to_owned(), bound: None, must: false }
     }
 
-    /// A value without which a job cannot be trusted.
+    /// A value that must be within its bound for jobs to be trusted.
     pub(crate) fn must(check: impl Into<String>, value: f64, unit: &str, bound: Bound) -> Self {
         Self { bound: Some(bound), must: true, ..Self::note(check, value, unit) }
     }
@@ -48,7 +48,7 @@ impl Finding {
         Self { bound: Some(bound), ..Self::note(check, value, unit) }
     }
 
-    /// A condition without which a job cannot be trusted.
+    /// A condition that must hold for jobs to be trusted.
     pub(crate) fn must_hold(check: impl Into<String>, holds: bool) -> Self {
         Self::must(check, f64::from(u8::from(holds)), "", Bound::Holds)
     }

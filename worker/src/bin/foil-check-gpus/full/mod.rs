@@ -12,6 +12,7 @@ mod speed;
 mod step;
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,7 @@ pub(crate) use self::step::{StepArgs, run as run_step};
 use super::group::Group;
 use super::{print_line, table};
 
-/// Steps of a process of their own, which a broken device cannot take along.
+/// Steps that run in their own process, so that a broken device does not end the check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Isolated {
     Kernels,
@@ -33,7 +34,6 @@ pub(crate) enum Isolated {
     Shortage,
 }
 
-/// A step and its time limit in seconds.
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Facts,
@@ -43,8 +43,8 @@ enum Step {
     Jobs,
 }
 
-/// In the order in which later ones depend on earlier ones. Their limits add up to more than
-/// [`Check::LIMITS`], which ends them all.
+/// Names and time limits in seconds, in the order in which later steps depend on earlier ones. The limits add
+/// up to more than [`Check::LIMITS`], which holds for all together.
 const STEPS: [(&str, Step, u64); 7] = [
     ("facts", Step::Facts, 30),
     ("kernels", Step::Isolated(Isolated::Kernels), 120),
@@ -55,6 +55,8 @@ const STEPS: [(&str, Step, u64); 7] = [
     ("jobs", Step::Jobs, 420),
 ];
 
+const SUMMARY: &str = "summary.json";
+
 /// A check of all devices.
 pub(crate) struct Check<'a> {
     pub(crate) device: DeviceKind,
@@ -62,7 +64,7 @@ pub(crate) struct Check<'a> {
     pub(crate) mebibytes: u64,
     /// Time after which a group of ranks is considered hung.
     pub(crate) timeout: Duration,
-    pub(crate) job: Option<&'a Path>,
+    pub(crate) job: &'a Path,
     /// Receives `summary.json`, logs and the jobs' results.
     pub(crate) out: &'a Path,
     /// Whether models are small, to try this program without a GPU.
@@ -93,9 +95,21 @@ impl StepResult {
     }
 }
 
+/// Removes the summary of an earlier check from a directory.
+pub(crate) fn forget(out: &Path) -> Result<()> {
+    let summary = out.join(SUMMARY);
+    match fs::remove_file(&summary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", summary.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 impl Check<'_> {
-    /// Time for all steps with one device, and with several.
-    const LIMITS: [Duration; 2] = [Duration::from_secs(580), Duration::from_secs(880)];
+    /// Time for all steps with one device, and with several. A process that does not end may take a minute
+    /// longer.
+    const LIMITS: [Duration; 2] = [Duration::from_secs(530), Duration::from_secs(830)];
 
     /// Runs all steps, prints a table and writes `summary.json`. Returns whether all that must hold does.
     pub(crate) fn run(&self) -> Result<bool> {
@@ -139,7 +153,7 @@ impl Check<'_> {
             passed: steps.len() == STEPS.len() && !steps.iter().any(StepResult::fails),
             steps,
         };
-        let path = self.out.join("summary.json");
+        let path = self.out.join(SUMMARY);
         fs::write(&path, format!("{:#}\n", serde_json::to_value(&summary)?))
             .with_context(|| format!("cannot write {}", path.display()))
     }
@@ -152,7 +166,7 @@ impl Check<'_> {
             Step::Facts => facts::find(self, limit, &mut findings),
             Step::Isolated(isolated) => step::start(self, isolated, limit, &mut findings),
             Step::Collectives => self.collectives(&mut findings, limit),
-            Step::LostRank => self.lost_rank(&mut findings),
+            Step::LostRank => self.lost_rank(&mut findings, limit),
             Step::Jobs => jobs::run(self, limit, &mut findings),
         };
         let error = done.err().map(|error| format!("{error:#}"));
@@ -164,11 +178,13 @@ impl Check<'_> {
     }
 
     fn collectives(&self, findings: &mut Vec<Finding>, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
         for world in 1..=self.devices.len() {
-            let report = self.group(world, self.timeout.min(limit)).check();
+            let left = deadline.saturating_duration_since(Instant::now());
+            let report = self.group(world, self.timeout.min(left)).check();
             let report = report.with_context(|| format!("{world} of {} ranks", self.devices.len()))?;
             let check = format!("exact collectives of {world} ranks");
-            findings.push(Finding::must(check, report.checked as f64, "", Bound::AtLeast(1.0)));
+            findings.push(Finding::note(check, report.checked as f64, ""));
             if world > 1 {
                 let check = format!("all-reduce of {} MiB on {world} ranks, bus", report.bytes >> 20);
                 let found =
@@ -182,19 +198,14 @@ impl Check<'_> {
     }
 
     /// The ranks that are left when one dies must end.
-    fn lost_rank(&self, findings: &mut Vec<Finding>) -> Result<()> {
+    fn lost_rank(&self, findings: &mut Vec<Finding>, limit: Duration) -> Result<()> {
         const TIMEOUT: Duration = Duration::from_secs(20);
         if self.devices.len() < 2 {
             return Ok(());
         }
-        let seconds = self.group(2, TIMEOUT).survive()?.as_secs_f64();
-        let bound = Bound::AtMost((TIMEOUT + Group::GRACE).as_secs_f64());
-        findings.push(Finding::must(
-            "end of a rank whose peer was killed in an all-reduce",
-            seconds,
-            "s",
-            bound,
-        ));
+        let seconds = self.group(2, TIMEOUT).survive(limit)?.as_secs_f64();
+        let check = "end of a rank whose peer was killed between all-reduces";
+        findings.push(Finding::note(check, seconds, "s"));
         Ok(())
     }
 

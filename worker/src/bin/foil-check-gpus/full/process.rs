@@ -14,8 +14,9 @@ use nix::unistd::Pid;
 
 /// Interval at which a process is polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// Time between SIGTERM and SIGKILL at the deadline.
-const GRACE: Duration = Duration::from_secs(10);
+/// Time after SIGTERM and after SIGKILL. `foil run` ends its worker and then its coordinator, 15 s each at
+/// most.
+const GRACE: Duration = Duration::from_secs(35);
 /// Number of lines of a failed process's log that are shown.
 const TAIL: usize = 5;
 
@@ -28,7 +29,8 @@ pub(super) fn run(command: &mut Command, stdout: &Path, log: &Path, limit: Durat
     command.stdin(Stdio::null()).stdout(create(stdout)?).stderr(create(log)?);
     let mut child = command.spawn().with_context(|| format!("{program} cannot be started"))?;
     let tail = || {
-        let text = fs::read_to_string(log).unwrap_or_default();
+        let read = |path| fs::read_to_string(path).unwrap_or_default();
+        let text = [log, stdout].map(read).into_iter().find(|text| !text.is_empty()).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         let tail = lines[lines.len().saturating_sub(TAIL)..].iter();
         tail.map(|line| format!("\n  | {line}")).collect::<String>()
