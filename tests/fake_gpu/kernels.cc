@@ -1,5 +1,5 @@
-// Kernels that are compiled at run time. They are compiled for the host and, if NVRTC is there, also as for a GPU, to
-// find errors in them.
+// Kernels that are compiled at run time. They are compiled for the host and, if NVRTC is there, also for a GPU, to find
+// errors in them.
 
 #include <ATen/cuda/jiterator.h>
 #include <ATen/ops/broadcast_tensors.h>

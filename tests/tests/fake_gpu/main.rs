@@ -154,9 +154,8 @@ fn a_full_check_passes() {
     let Some(gpu) = FakeGpu::new("a full check") else { return };
     let out = tempfile::tempdir().unwrap();
     let mut command = Command::new(foil_worker().with_file_name("foil-check-gpus"));
-    command
-        .args(["--device", "cuda", "--ranks", "2", "--mebibytes", "1", "--small", "--full"])
-        .arg(out.path());
+    command.args(["--device", "cuda", "--ranks", "2", "--mebibytes", "1", "--small"]);
+    command.args(["--job", check_job(), "--full"]).arg(out.path());
     let output = command.envs(gpu.environment()).output().unwrap();
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{stdout}{stderr}");
