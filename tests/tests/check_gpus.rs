@@ -41,16 +41,17 @@ fn a_short_job_runs_on_all_ranks() {
 
 /// The steps of `--full` with their errors, and whether the whole check passed.
 fn full(environment: &[(&str, &str)]) -> (bool, Vec<(String, bool)>, String) {
-    let out = tempfile::tempdir().unwrap();
+    let out = tempfile::tempdir().expect("a directory");
     let out = out.path().join("out");
     let job = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/jobs/check.yaml");
-    let arguments = ["--ranks", "2", "--small", "--job", job, "--full", out.to_str().unwrap()];
+    let arguments = ["--ranks", "2", "--small", "--job", job, "--full", out.to_str().expect("UTF-8")];
     let (output, stdout, stderr) = check(&[&SMALL[..], &arguments].concat(), environment);
     let summary = std::fs::read(out.join("summary.json")).unwrap_or_else(|e| panic!("{e}: {stdout}{stderr}"));
-    let summary: Value = serde_json::from_slice(&summary).unwrap();
+    let summary: Value = serde_json::from_slice(&summary).expect("JSON");
     assert_eq!(output.status.success(), summary["passed"] == true, "{stdout}{stderr}");
-    let steps = summary["steps"].as_array().unwrap().iter();
-    let steps = steps.map(|step| (step["name"].as_str().unwrap().to_owned(), step["error"].is_null()));
+    let steps = summary["steps"].as_array().expect("steps").iter();
+    let steps =
+        steps.map(|step| (step["name"].as_str().expect("a name").to_owned(), step["error"].is_null()));
     (output.status.success(), steps.collect(), stdout)
 }
 

@@ -77,7 +77,7 @@ impl Finding {
         let number = |number: f64| match number.abs() {
             small if small != 0.0 && small < 1e-3 => format!("{number:.1e}"),
             large if large >= 1e5 => format!("{number:.3e}"),
-            _ => format!("{:.4}", number).trim_end_matches('0').trim_end_matches('.').to_owned(),
+            _ => format!("{number:.4}").trim_end_matches('0').trim_end_matches('.').to_owned(),
         };
         let bound = match self.bound {
             None | Some(Bound::Holds) => String::new(),

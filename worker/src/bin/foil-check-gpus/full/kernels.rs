@@ -122,9 +122,9 @@ fn shared_loss(model: &LanguageModel, precision: Precision) -> Result<Tensor> {
 fn confident_tokens(device: Device) -> Result<()> {
     let targets = Tensor::zeros([1], (Kind::Int64, device));
     let upstream = Tensor::from_slice(&[-0.37_f32]).to_device(device);
-    for probability in [0.5, 0.98, 0.998] {
+    for probability in [0.5, 0.98, 0.998_f64] {
         let rest = Tensor::arange(VOCAB - 1, (Kind::Double, Device::Cpu)).sin() * 2.0;
-        let first = rest.logsumexp([0], true) + (probability / (1.0 - probability) as f64).ln();
+        let first = rest.logsumexp([0], true) + (probability / (1.0 - probability)).ln();
         let mut logits = Tensor::cat(&[first, rest], 0).unsqueeze(0).to_kind(Kind::BFloat16);
         let exact = logits.to_kind(Kind::Double).softmax(-1, Kind::Double) * 0.37;
         let mut at_target = exact.narrow(1, 0, 1);

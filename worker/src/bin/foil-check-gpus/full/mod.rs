@@ -117,9 +117,7 @@ impl Check<'_> {
         let names = self.devices.iter().map(|device| format!("{} {}", device.name, device.id));
         let names: Vec<String> = names.collect();
         print_line(&names.join("\n"))?;
-        print_line(
-            &format!("{:<12}{:<58}{:<16}{:<12}", "STEP", "CHECK", "VALUE", "BOUND").trim_end().to_owned(),
-        )?;
+        print_line(&format!("{:<12}{:<58}{:<16}BOUND", "STEP", "CHECK", "VALUE"))?;
         let started = Instant::now();
         let limit = Self::LIMITS[usize::from(self.devices.len() > 1)];
         let mut steps = Vec::new();
