@@ -55,7 +55,9 @@ pub(super) fn start(
     limit: Duration,
     findings: &mut Vec<Finding>,
 ) -> Result<()> {
-    let count = if step == Isolated::Speed { 1 } else { check.devices.len() };
+    // All slots of the CPU are the same device.
+    let is_one = step == Isolated::Speed || check.device == DeviceKind::Cpu;
+    let count = if is_one { 1 } else { check.devices.len() };
     let on_device = &|device| start_on(check, device, step, limit);
     let mut outcomes: Vec<(Vec<Finding>, Result<()>)> = thread::scope(|scope| {
         let threads: Vec<_> = (0..count).map(|device| scope.spawn(move || on_device(device))).collect();
