@@ -62,7 +62,8 @@ fn assert_equal_to_cpu(ranks: u32, settings: &[&str]) {
     let (found, expected) = (figures(&gpu), figures(&cpu));
     assert!(expected.len() > 5 && found.len() == expected.len(), "{found:?} {expected:?}");
     for (found, expected) in found.iter().zip(&expected) {
-        let near = |found: f64, expected: f64| (found - expected).abs() <= 1e-5 * expected.abs().max(1e-3);
+        // A small loss is a difference of larger terms.
+        let near = |found: f64, expected: f64| (found - expected).abs() <= 1e-5 * expected.abs().max(0.1);
         let equal = near(found.1, expected.1) && near(found.2, expected.2);
         assert!(equal, "{settings:?} on {ranks} ranks: {found:?} is not {expected:?}");
     }
