@@ -1,6 +1,8 @@
 // NCCL's process group, implemented over Gloo. Like NCCL, it accepts device tensors only.
 
+#include <cstdlib>
 #include <new>
+#include <string>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
@@ -56,7 +58,12 @@ class NcclOverGloo final : public c10d::Backend {
   NcclOverGloo(const c10::intrusive_ptr<c10d::Store>& store, int rank, int size, std::chrono::milliseconds timeout)
       : Backend(rank, size) {
     auto options = c10d::ProcessGroupGloo::Options::create(timeout);
-    options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname("127.0.0.1", /*lazyInit=*/false));
+    // Ranks may be on several hosts, like NCCL's.
+    const char* named = std::getenv("NCCL_SOCKET_IFNAME");
+    const std::string interface = named == nullptr ? "" : named + (*named == '=');
+    options->devices.push_back(interface.empty()
+                                   ? c10d::ProcessGroupGloo::createDeviceForHostname("127.0.0.1", /*lazyInit=*/false)
+                                   : c10d::ProcessGroupGloo::createDeviceForInterface(interface, /*lazyInit=*/false));
     gloo_ = c10::make_intrusive<c10d::ProcessGroupGloo>(c10::make_intrusive<c10d::PrefixStore>("fake_gpu", store), rank,
                                                         size, options);
   }

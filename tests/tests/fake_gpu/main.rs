@@ -98,7 +98,7 @@ fn all_games_of_the_long_form() {
         &["policy_step.ipo={beta: 0.1}"],
         &["policy_step.rrhf={ranking_weight: 1}"],
         &["policy_step.grpo={beta: 0.05}"],
-        &["policy_step.rloo={beta: 0.05}"],
+        &["policy_step.rloo={beta: 0.05, reference: initial}"],
         &["policy_step.simpo={beta: 2}"],
         &["policy_step.lora.rank=4", "reward_step.lora.rank=4"],
         &["sampling.top_k=5", "sampling.repetition_penalty=1.2", "sampling.min_new_tokens=4"],
