@@ -6,6 +6,7 @@
 #![expect(clippy::disallowed_methods, reason = "the agent owns its clock and draws its instance id")]
 
 mod devices;
+mod environment;
 mod interface;
 mod leader;
 mod link;
@@ -38,6 +39,7 @@ use self::ranks::Ranks;
 use self::work_dir::WorkDir;
 
 pub use self::devices::{DeviceError, DeviceKind, list as list_devices};
+pub use self::environment::set_compute_environment;
 pub use self::ranks::RankProgram;
 pub use self::web::{ListenError, MetricsListen};
 

@@ -12,28 +12,13 @@ use foil_proto::v1;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::environment::set_compute_environment;
 use super::interface;
 use super::process::{RankEnd, RankProcess};
 use super::shipper::LogSink;
 use super::spawner::Spawner;
 use crate::collective::PortRange;
 use crate::task_io::shared_objects::{RANK, SharedObjects};
-
-/// Default environment variables of rank processes, each with the user's variables that override it.
-const DEFAULTS: [(&[&str], &str); 2] = [
-    // Micro-batches differ in size: growing segments avoid fragmentation into pieces that fit none. The
-    // second name is the older one.
-    (&["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"], "expandable_segments:True"),
-    // NCCL connects and allocates its memory when a group is created rather than on first use of an
-    // algorithm.
-    (&["NCCL_RUNTIME_CONNECT"], "0"),
-];
-
-/// The [`DEFAULTS`] that the user has not overridden.
-fn unset_defaults() -> impl Iterator<Item = (&'static str, &'static str)> {
-    let is_unset = |names: &[&str]| names.iter().all(|name| std::env::var_os(name).is_none());
-    DEFAULTS.into_iter().filter(move |(names, _)| is_unset(names)).map(|(names, value)| (names[0], value))
-}
 
 /// How rank processes are started, for all sessions alike.
 #[derive(Clone, Debug)]
@@ -246,18 +231,6 @@ impl RankProgram {
             .args(["--parent-pid", &std::process::id().to_string()])
             .arg("--work-dir")
             .arg(self.session_dir(&start.session_id))
-            // A rank sees only its own device, cuda:0.
-            .env("CUDA_VISIBLE_DEVICES", if device.kind == "cuda" { &device.id } else { "" })
-            // cuBLAS is deterministic only with a fixed workspace.
-            .env("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            // cuDNN compiles a plan for each new shape of a decoding step, which takes tenths of a second
-            // each time.
-            .env("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
-            // The coordinator ends an attempt that hangs, so NCCL's watchdog need not write a dump that
-            // nobody reads, nor resolve all of libtorch's symbols before it ends the process.
-            .env("TORCH_NCCL_DUMP_ON_TIMEOUT", "0")
-            .env("TORCH_NCCL_LOG_CPP_STACK_ON_UNCLEAN_SHUTDOWN", "0")
-            .envs(unset_defaults())
             .env("OMP_NUM_THREADS", start.threads.to_string())
             // Signals from a terminal are for the agent, which stops its ranks gracefully.
             .process_group(0)
@@ -265,6 +238,7 @@ impl RankProgram {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        set_compute_environment(&mut command, device);
         // '=' requires an exact name. A value set by the user takes precedence.
         if device.kind == "cuda"
             && std::env::var_os(interface::NCCL_SOCKET_IFNAME).is_none()

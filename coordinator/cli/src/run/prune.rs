@@ -1,4 +1,4 @@
-//! What is kept of a finished run's store.
+//! Pruning of a finished run's store.
 
 use std::collections::HashSet;
 use std::fs;

@@ -5,20 +5,22 @@
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use foil_proto::v1;
 use foil_torch::c10d::Store;
-use foil_worker::agent::DeviceKind;
+use foil_worker::agent::{DeviceKind, set_compute_environment};
 use nix::sys::signal::Signal;
 
 use super::rank::{HOST, Report, key};
 
 /// Interval at which processes are polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// Time for processes to end after SIGKILL.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Number of output lines shown for a failed rank.
 const TAIL: usize = 15;
 
@@ -50,13 +52,10 @@ impl Group<'_> {
         let deadline = Instant::now() + limit;
         let mut lost: Option<Instant> = None;
         loop {
-            let mut running = 0;
-            // The last one first: others fail only after it.
-            for rank in ranks.0.iter_mut().rev() {
-                let Some(status) = rank.child.try_wait().context("waiting for a rank")? else {
-                    running += 1;
-                    continue;
-                };
+            // The last one is asked last: where another has failed after it, it has ended too.
+            let statuses = ranks.poll()?;
+            for (rank, status) in ranks.0.iter_mut().zip(&statuses).rev() {
+                let Some(status) = status else { continue };
                 let is_killed = status.signal() == Some(Signal::SIGKILL as i32);
                 if rank.number == last && is_killed {
                     lost.get_or_insert_with(Instant::now);
@@ -66,17 +65,13 @@ impl Group<'_> {
                     );
                 }
             }
-            match lost {
-                Some(lost) if running == 0 => return Ok(lost.elapsed()),
-                _ if Instant::now() >= deadline => {
-                    let still = ranks.0.iter_mut().find_map(|rank| match rank.child.try_wait() {
-                        Ok(None) => Some(rank.failure(&format!("did not end within {} s", limit.as_secs()))),
-                        _ => None,
-                    });
-                    return still.map_or_else(|| Ok(limit), Err);
-                }
-                _ => thread::sleep(POLL_INTERVAL),
+            if let Some(lost) = lost
+                && statuses.iter().all(Option::is_some)
+            {
+                return Ok(lost.elapsed());
             }
+            ranks.require_time(&statuses, deadline, limit)?;
+            thread::sleep(POLL_INTERVAL);
         }
     }
 
@@ -113,8 +108,8 @@ impl Group<'_> {
         if let Some(lost) = lost {
             command.args(["--lost", &lost.to_string()]);
         }
+        set_compute_environment(&mut command, &self.devices[rank]);
         if self.device == DeviceKind::Cuda {
-            command.env("CUDA_VISIBLE_DEVICES", &self.devices[rank].id);
             // All ranks are on this machine, and the first interface that NCCL finds may not be reachable
             // from the machine itself.
             command.env("NCCL_SOCKET_IFNAME", foil_torch::network_interface(HOST)?.unwrap_or_default());
@@ -157,25 +152,39 @@ impl Ranks {
     fn wait(mut self, timeout: Duration) -> Result<()> {
         let deadline = Instant::now() + timeout;
         loop {
-            let mut running = false;
-            for rank in &mut self.0 {
-                match rank.child.try_wait().context("waiting for a rank")? {
-                    None => running = true,
-                    Some(status) if status.success() => {}
-                    Some(status) => return Err(rank.failure(&format!("ended with {status}"))),
+            let statuses = self.poll()?;
+            for (rank, status) in self.0.iter_mut().zip(&statuses) {
+                if let Some(status) = status.filter(|status| !status.success()) {
+                    return Err(rank.failure(&format!("ended with {status}")));
                 }
             }
-            if !running {
+            if statuses.iter().all(Option::is_some) {
                 return Ok(());
             }
-            if Instant::now() >= deadline {
-                let hung = self.0.iter_mut().find_map(|rank| match rank.child.try_wait() {
-                    Ok(None) => Some(rank.failure(&format!("did not end within {} s", timeout.as_secs()))),
-                    _ => None,
-                });
-                return hung.map_or(Ok(()), Err);
-            }
+            self.require_time(&statuses, deadline, timeout)?;
             thread::sleep(POLL_INTERVAL);
+        }
+    }
+
+    /// The exit statuses of the processes that have ended, asked in the order of ranks.
+    fn poll(&mut self) -> Result<Vec<Option<ExitStatus>>> {
+        let ask = |rank: &mut Rank| rank.child.try_wait().context("waiting for a rank");
+        self.0.iter_mut().map(ask).collect()
+    }
+
+    /// Fails after the deadline if a process is still running.
+    fn require_time(
+        &mut self,
+        statuses: &[Option<ExitStatus>],
+        deadline: Instant,
+        limit: Duration,
+    ) -> Result<()> {
+        let mut running = self.0.iter_mut().zip(statuses).filter(|(_, status)| status.is_none());
+        match running.next() {
+            Some((rank, _)) if Instant::now() >= deadline => {
+                Err(rank.failure(&format!("did not end within {} s", limit.as_secs())))
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -183,9 +192,13 @@ impl Ranks {
 impl Drop for Ranks {
     fn drop(&mut self) {
         for rank in &mut self.0 {
-            // If the process has already exited, this only reaps it.
+            // Fails if the process has already ended.
             let _ = rank.child.kill();
-            let _ = rank.child.wait();
+        }
+        // A process that the driver holds does not end at SIGKILL either.
+        let deadline = Instant::now() + KILL_TIMEOUT;
+        while Instant::now() < deadline && matches!(self.poll(), Ok(statuses) if statuses.contains(&None)) {
+            thread::sleep(POLL_INTERVAL);
         }
     }
 }

@@ -9,14 +9,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use foil_torch::runtime;
-use foil_worker::agent::DeviceKind;
+use foil_worker::agent::{DeviceKind, set_compute_environment};
 use tch::{Cuda, Device};
 
 use super::finding::Finding;
 use super::{Check, Isolated, kernels, process, shortage, speed};
-
-/// The variable of libtorch's allocator, and its older name.
-const ALLOC_CONF: [&str; 2] = ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"];
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct StepArgs {
@@ -93,14 +90,7 @@ fn start_on(check: &Check<'_>, device: usize, step: Isolated, limit: Duration) -
     if check.is_small {
         command.arg("--small");
     }
-    if check.device == DeviceKind::Cuda {
-        command.env("CUDA_VISIBLE_DEVICES", &check.devices[device].id);
-        // As in a rank.
-        command.env("CUBLAS_WORKSPACE_CONFIG", ":4096:8").env("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1");
-        if ALLOC_CONF.iter().all(|name| std::env::var_os(name).is_none()) {
-            command.env(ALLOC_CONF[0], "expandable_segments:True");
-        }
-    }
+    set_compute_environment(&mut command, &check.devices[device]);
     let ran = process::run(&mut command, &found, &log, limit);
     // Also of a process that failed; one that was killed may have left half a line.
     let lines = fs::read_to_string(&found).unwrap_or_default();
