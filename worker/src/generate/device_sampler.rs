@@ -190,13 +190,13 @@ fn fused_race_works(device: Device) -> bool {
 }
 
 fn compare_races(device: Device) -> Result<bool, foil_torch::Error> {
-    const ROWS: i64 = 3;
+    const ROWS: i64 = 4;
     const CANDIDATES: i64 = 1000;
     let options = (Kind::Float, device);
     let logits = Tensor::arange(ROWS * CANDIDATES, options).sin().view([ROWS, CANDIDATES]) * 20.0;
     let maxima = logits.amax([1], true);
-    // Keys whose bits are NaN, a subnormal number and a negative one in fp64.
-    let keys = Tensor::from_slice(&[-1_i64, 77, i64::MIN | 1 << 61]).to_device(device);
+    // Keys whose bits are a quiet and a signaling NaN, a subnormal number and a negative one in fp64.
+    let keys = Tensor::from_slice(&[-1_i64, (0x7ff << 52) | 1, 77, i64::MIN | 1 << 61]).to_device(device);
     let fused = Race::Fused(Tensor::arange(CANDIDATES, (Kind::Double, device)));
     let [fused, aten] = [fused, Race::Aten].map(|race| race.run(&logits, &maxima, &keys, 0.7));
     Ok(fused?.allclose(&aten?, 1e-12, 0.0, false))
