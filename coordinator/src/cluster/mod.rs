@@ -327,7 +327,9 @@ impl Cluster {
 
     /// Number of agents and devices in each state.
     pub fn counts(&self) -> ClusterCounts {
+        const STATES: [&str; 3] = ["held", "free", "unreachable"];
         let mut counts = ClusterCounts::default();
+        let mut devices: BTreeMap<&str, [usize; STATES.len()]> = BTreeMap::new();
         for agent in self.agents.values() {
             let (state, reachable) = match agent.link {
                 Link::Up { .. } => ("connected", true),
@@ -337,15 +339,17 @@ impl Cluster {
             *counts.agents.entry(state).or_default() += 1;
             for device in &agent.devices {
                 let state = match (&device.holder, reachable) {
-                    (Some(_), _) => "held",
-                    (None, true) => "free",
-                    (None, false) => "unreachable",
+                    (Some(_), _) => 0,
+                    (None, true) => 1,
+                    (None, false) => 2,
                 };
-                // States without devices are reported too, so that their curves drop to 0 instead of ending.
-                for each in ["held", "free", "unreachable"] {
-                    let count = counts.devices.entry((device.device.kind.clone(), each)).or_default();
-                    *count += usize::from(each == state);
-                }
+                devices.entry(&device.device.kind).or_default()[state] += 1;
+            }
+        }
+        // States without devices are reported too, so that their curves drop to 0 instead of ending.
+        for (kind, numbers) in devices {
+            for (state, number) in STATES.into_iter().zip(numbers) {
+                counts.devices.insert((kind.to_owned(), state), number);
             }
         }
         counts

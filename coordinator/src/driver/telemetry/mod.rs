@@ -3,6 +3,8 @@
 mod spans;
 mod tracker;
 
+use std::time::Duration;
+
 use foil_common::exposition::{self, Family};
 use foil_common::otlp::{self, Span};
 use foil_common::spec::DeviceKind;
@@ -26,6 +28,10 @@ const AGENT_STATES: [&str; 3] = ["connected", "disconnected", "expected"];
 /// keeps one of each.
 const SEND_AGAIN: u64 = 30_000;
 
+/// Interval at which gauges are set. It takes milliseconds if there are thousands of jobs and agents, during
+/// which the leader does nothing else.
+const GAUGES_EVERY: Duration = Duration::from_secs(1);
+
 /// The metrics and spans of a leader. Its gauges of jobs and agents are removed when it is dropped: a standby
 /// has neither, and its series would be added to the leader's.
 #[derive(Debug, Default)]
@@ -33,6 +39,8 @@ pub(super) struct Telemetry {
     tracker: Tracker,
     /// None if this process sends no spans.
     tracer: Option<Tracer>,
+    /// When the gauges were last set.
+    shown: Option<Duration>,
 }
 
 impl Drop for Telemetry {
@@ -49,7 +57,7 @@ impl Telemetry {
             spans.into_iter().for_each(otlp::send);
             tracer
         });
-        Self { tracker: Tracker::default(), tracer }
+        Self { tracker: Tracker::default(), tracer, shown: None }
     }
 
     /// The spans that the events end, to be sent once the events are durable.
@@ -58,10 +66,12 @@ impl Telemetry {
         events.iter().flat_map(|event| tracer.event(event)).collect()
     }
 
-    /// Sets the gauges of jobs and agents; called once per tick.
-    #[expect(clippy::unused_self, reason = "only a leader has these gauges")]
-    pub(super) fn show(&self, core: &Core, now: Now) {
-        exposition::show(gauges(core, now));
+    /// Sets the gauges of jobs and agents if they are older than [`GAUGES_EVERY`].
+    pub(super) fn show(&mut self, core: &Core, now: Now) {
+        if self.shown.is_none_or(|shown| now.since(shown) >= GAUGES_EVERY) {
+            self.shown = Some(now.mono);
+            exposition::show(gauges(core, now));
+        }
     }
 
     /// Counts events on their way to the log.
@@ -270,8 +280,6 @@ fn count(number: Option<&usize>) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::cluster::Liveness;
     use crate::schedule::Deadlines;
