@@ -64,6 +64,11 @@ fn contract() -> &'static Contract {
     })
 }
 
+/// Reads the descriptors, in a few milliseconds, ahead of the first job that is checked.
+pub fn preload() {
+    contract();
+}
+
 fn messages(file: &FileDescriptorProto) -> Vec<(String, Message)> {
     let locations = file.source_code_info.iter().flat_map(|info| &info.location);
     let comments = locations.map(|location| {

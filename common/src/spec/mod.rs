@@ -37,6 +37,7 @@ mod tests;
 mod text;
 mod trackers;
 
+pub use contract::preload;
 pub use data::{Data, Deduplication, EvaluationData, Generator, GeneratorName, GoldPreferences, Limits};
 pub use differences::{Difference, differences};
 pub use duration::{duration_text, parse_duration};

@@ -5,6 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use foil_common::spec;
 use foil_common::storage::Store;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
@@ -57,6 +58,8 @@ impl Limits {
 /// There is no request or no store, or the limits cannot be set; the inputs are never at fault.
 pub async fn main(store: &str, limits: Limits) -> io::Result<()> {
     limits.impose()?;
+    // The process is usually started before there is a request.
+    spec::preload();
     let store = Store::open(store).map_err(io::Error::other)?;
     let request = tokio::task::spawn_blocking(read_request).await.map_err(io::Error::other)??;
     std::thread::spawn(exit_with_parent);
