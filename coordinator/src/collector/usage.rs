@@ -71,7 +71,7 @@ impl Collector {
             let mut usage = Usage::default();
             usage.count("", Kind::Journal, journal);
             let mut owners = BTreeMap::new();
-            for state in core.order().iter().filter_map(|id| core.state(id)) {
+            for state in core.states() {
                 for key in state.outside_keys() {
                     owners.entry(key).or_insert_with(|| state.submitted.tenant().to_owned());
                 }

@@ -171,11 +171,7 @@ impl Leader {
                 Tracker::ALL.iter().copied().filter(|tracker| trackers.include(*tracker)).collect();
             Some(Candidate { id: state.id.clone(), trackers, mark })
         };
-        let survey = self.cx.driver.survey(move |core| {
-            let jobs = core.order().iter().filter_map(|id| core.state(id));
-            jobs.filter_map(candidate).collect()
-        });
-        survey.await
+        self.cx.driver.survey(move |core| core.states().filter_map(candidate).collect()).await
     }
 
     /// Removes deliveries of jobs that no longer exist or have been given up.

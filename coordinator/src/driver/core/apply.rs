@@ -215,7 +215,6 @@ impl Core {
                 self.references.add(&state);
                 let request = (submitted.tenant().to_owned(), submitted.request_id.clone());
                 self.requests.insert(request, id.clone());
-                self.order.push(id.clone());
                 let entry =
                     Entry { state, attempt: None, history: Vec::new(), progress: None, waiting: None };
                 self.jobs.insert(id.clone(), entry);

@@ -275,9 +275,8 @@ impl Core {
                     None if event.revision.is_some() && !self.graves.contains(id) => {}
                     None => return Err(unknown()),
                 }
-                if let Some(entry) = self.jobs.remove(id) {
+                if let Some(entry) = self.jobs.shift_remove(id) {
                     self.references.remove(&entry.state);
-                    self.order.retain(|other| other != id);
                 }
                 self.requests.insert(tombstone.request(), id.clone());
                 let grave = Grave { tombstone: tombstone.clone(), erased: false };

@@ -36,7 +36,7 @@ impl Core {
             self.preempt(preemption, now);
         }
         for job in allocation.yields {
-            let id = self.order[job].clone();
+            let id = self.jobs[job].state.id.clone();
             self.with_attempt(&id, |attempt, _| attempt.yield_devices(now));
             self.advance_job(&id, now);
         }
@@ -50,7 +50,7 @@ impl Core {
             };
             let release = releases.get(&demand.kind).and_then(|releases| releases.get(release)?.as_ref());
             if let Some(release) = release.filter(|_| ranks > 0) {
-                let id = self.order[demand.job].clone();
+                let id = self.jobs[demand.job].state.id.clone();
                 self.place(&id, demand, release, ranks, now);
             }
             let is_unheard = release.is_none() && demand.release.is_some();
@@ -59,7 +59,7 @@ impl Core {
                     let cause = if is_unheard { WaitCause::Unheard } else { wait.cause };
                     changed.extend(self.wait(demand.job, Wait { cause, ..wait }, now));
                 }
-                None => self.entry_mut(demand.job).into_iter().for_each(|entry| entry.waiting = None),
+                None => self.jobs[demand.job].waiting = None,
             }
         }
         log_waits(&changed);
@@ -70,8 +70,7 @@ impl Core {
         let mut queue = Queue { policy: self.policy, ..Queue::default() };
         let mut releases = Releases::new();
         let mut indices: BTreeMap<String, usize> = BTreeMap::new();
-        for (job, id) in self.order.iter().enumerate() {
-            let Some(entry) = self.jobs.get_mut(id) else { continue };
+        for (job, entry) in self.jobs.values_mut().enumerate() {
             let Entry { state, attempt, waiting, .. } = entry;
             if attempt.is_none() && !state.wants_devices() {
                 *waiting = None;
@@ -116,10 +115,6 @@ impl Core {
         (queue, releases)
     }
 
-    fn entry_mut(&mut self, job: usize) -> Option<&mut Entry> {
-        self.jobs.get_mut(self.order.get(job)?)
-    }
-
     /// Starts ranks of a job, beginning its attempt first if it has none.
     fn place(&mut self, id: &str, demand: &Demand, release: &Release, ranks: usize, now: Now) {
         let starts = demand.claim == Claim::Start;
@@ -135,7 +130,7 @@ impl Core {
     /// Asks a job's ranks to save a checkpoint and exit, for a job of higher priority.
     fn preempt(&mut self, preemption: Preemption, now: Now) {
         let Preemption { job, by } = preemption;
-        let (id, by) = (self.order[job].clone(), self.order[by].clone());
+        let [id, by] = [job, by].map(|job| self.jobs[job].state.id.clone());
         tracing::info!(job = id, by, "preempting a job for one of higher priority");
         self.with_attempt(&id, |attempt, _| attempt.preempt(&by, now));
         self.advance_job(&id, now);
@@ -191,7 +186,7 @@ impl Core {
     /// reason if the change is also to be logged.
     fn wait(&mut self, job: usize, wait: Wait, now: Now) -> Option<(String, String)> {
         let settling = self.policy.settling;
-        let entry = self.entry_mut(job)?;
+        let entry = &mut self.jobs[job];
         let waiting = entry.waiting.as_mut()?;
         waiting.current = Some(wait);
         let announced = waiting.announced;
@@ -201,7 +196,7 @@ impl Core {
         }
         waiting.announced = Some(wait);
         let text = wait.view(entry.state.submitted.tenant()).reason;
-        let id = self.order[job].clone();
+        let id = entry.state.id.clone();
         self.publish(&id, view::notice("info", text.clone()), now);
         // When the queue moves, every job in it changes its position: watchers are notified of that, but it
         // is not logged.

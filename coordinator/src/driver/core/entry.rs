@@ -11,7 +11,7 @@ use crate::schedule::Attempt;
 /// A job, its running attempt, and what was last published of it.
 #[derive(Debug)]
 pub(super) struct Entry {
-    // Boxed because it is large and map nodes are up to half empty.
+    // Boxed because it is large, and the map moves its entries when it grows.
     pub(super) state: Box<JobState>,
     pub(super) attempt: Option<Box<Attempt>>,
     /// Durable events as watchers see them.

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use foil_proto::v1::{self, agent_command, rank_command};
+use indexmap::IndexMap;
 
 use self::deletion::Graves;
 pub use self::deletion::{DeleteError, Holder, PinError, Refusal};
@@ -93,9 +94,8 @@ const COLLECT_AGAIN: u64 = 3_600_000;
 /// All jobs, their running attempts, and the cluster.
 #[derive(Debug)]
 pub struct Core {
-    jobs: BTreeMap<String, Entry>,
-    /// Job ids in order of submission.
-    order: Vec<String>,
+    /// By id, in order of submission.
+    jobs: IndexMap<String, Entry>,
     /// Tenants and request ids to job ids.
     requests: BTreeMap<(String, String), String>,
     /// Jobs that were deleted.
@@ -147,8 +147,7 @@ impl Core {
         issuer: SecretIssuer,
     ) -> Result<Self, StateError> {
         let mut core = Self {
-            jobs: BTreeMap::new(),
-            order: Vec::new(),
+            jobs: IndexMap::new(),
             requests: BTreeMap::new(),
             graves: Graves::default(),
             next_expiry: None,
@@ -177,7 +176,8 @@ impl Core {
     /// Adopts the previous leader's attempts: their ranks continue and reconnect. Ranks that do not report
     /// within the fence period are considered lost.
     pub fn recover(&mut self, now: Now) {
-        for id in self.order.clone() {
+        let ids: Vec<String> = self.jobs.keys().cloned().collect();
+        for id in ids {
             let Some(entry) = self.jobs.get_mut(&id) else { continue };
             if entry.state.current_attempt().is_some() {
                 let mut attempt = Attempt::adopt(&entry.state, self.term, self.deadlines, now);

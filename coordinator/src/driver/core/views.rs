@@ -43,9 +43,14 @@ impl Core {
         self.sessions.get(session).map(String::as_str)
     }
 
-    /// Job ids, oldest first.
-    pub fn order(&self) -> &[String] {
-        &self.order
+    /// All jobs, oldest first.
+    pub fn states(&self) -> impl DoubleEndedIterator<Item = &JobState> + ExactSizeIterator {
+        self.jobs.values().map(|entry| &*entry.state)
+    }
+
+    /// Position of a job in [`Self::states`].
+    pub fn position(&self, id: &str) -> Option<usize> {
+        self.jobs.get_index_of(id)
     }
 
     /// The events after a revision.

@@ -103,7 +103,7 @@ impl Driver {
         let telemetry = Telemetry::new(&events, clock.now());
         let mut core = Core::replay(events, journal.term(), settings.liveness, settings.deadlines, issuer)?;
         core.set_policy(settings.policy);
-        tracing::info!(events = replayed, jobs = core.order().len(), term = journal.term(), "log replayed");
+        tracing::info!(events = replayed, jobs = core.states().len(), term = journal.term(), "log replayed");
         let (sender, inbox) = mpsc::channel(INBOX);
         let rates = RequestRates::default();
         let now = clock.now().mono;

@@ -158,16 +158,15 @@ impl Driver {
     }
 
     fn page(&self, query: &Query, scope: &Scope) -> Page {
-        let newest_first = || self.core.order().iter().rev();
+        let newest_first = || self.core.states().rev();
         let after = query.after.as_ref();
-        let skip = after.map_or(0, |after| match newest_first().position(|id| id == after) {
-            Some(index) => index + 1,
+        let skip = after.map_or(0, |after| match self.core.position(after) {
+            Some(index) => self.core.states().len() - index,
             // The job was deleted in between. Ids sort by time of submission.
-            None => newest_first().take_while(|id| *id > after).count(),
+            None => newest_first().take_while(|state| state.id > *after).count(),
         });
         let is_wanted = |state: &&JobState| scope.includes(state.submitted.tenant()) && query.selects(state);
-        let mut wanted =
-            newest_first().skip(skip).filter_map(|id| self.core.state(id)).filter(is_wanted).peekable();
+        let mut wanted = newest_first().skip(skip).filter(is_wanted).peekable();
         let (mut jobs, mut room) = (Vec::new(), PAGE_BYTES);
         while jobs.len() < query.size
             && let Some(state) = wanted.peek()

@@ -62,7 +62,7 @@ fn a_job_is_kept_while_another_starts_from_it_and_what_that_one_inherits_for_lon
     assert!(garbage.is_garbage(&format!("jobs/{JOB}/data/sft.jsonl")));
     assert!(!garbage.is_garbage("jobs/j10/data/sft.jsonl") && !garbage.is_garbage("inputs/other"));
     let core = &simulator.core;
-    assert!(core.state(JOB).is_none() && !core.order().contains(&JOB.to_owned()));
+    assert!(core.state(JOB).is_none() && core.position(JOB).is_none());
     assert!(core.is_referenced(INHERITED) && core.is_referenced("inputs/other"));
     assert!(!core.is_referenced("inputs/config.json"), "only the deleted job referred to it");
     assert_eq!(core.tombstone(JOB).map(|tombstone| tombstone.by.as_str()), Some("alice"));
@@ -187,7 +187,7 @@ fn a_job_is_deleted_when_its_ttl_is_over_and_kept_while_something_holds_it() {
         let later = Duration::from_millis(milliseconds);
         Now { mono: started.mono + later, wall: started.wall + milliseconds }
     };
-    let kept = |core: &Core| core.order()[1..].to_vec();
+    let kept = |core: &Core| core.states().skip(1).map(|state| state.id.clone()).collect::<Vec<_>>();
     // TTLs are measured by the log's times, whichever coordinator leads.
     for mut core in
         [simulator.replayed(simulator.log.clone()), simulator.replayed(compact_events(simulator.log.clone()))]
@@ -228,7 +228,7 @@ fn a_look_deletes_so_many_jobs_at_most() {
     (now.wall, now.mono) = (now.wall + 3_600_000, now.mono + Duration::from_secs(3600));
     for left in [5, 1] {
         simulator.core.tick(now);
-        assert_eq!(simulator.core.order().len(), left);
+        assert_eq!(simulator.core.states().len(), left);
         now.mono += Duration::from_secs(5);
     }
 }
