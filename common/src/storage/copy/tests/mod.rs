@@ -55,7 +55,8 @@ impl Service {
                 self.log.append(vec![format!("+{name}").into()]).await.unwrap();
                 self.named.push(name);
             }
-            6..9 if !self.named.is_empty() => {
+            // One always remains, so that every copy has an object to check.
+            6..9 if self.named.len() > 1 => {
                 let name = self.named.swap_remove(self.random.next_u64() as usize % self.named.len());
                 self.log.append(vec![format!("-{name}").into()]).await.unwrap();
                 self.store.delete_object(&key(name)).await.unwrap();
